@@ -1,0 +1,154 @@
+// The C API over the core: arguments in, exceptions to error texts, everything on the calling thread.
+#include <cstdlib>
+#include <exception>
+#include <string>
+
+#include "core/dispatch.h"
+#include "core/error.h"
+#include "core/expert_gemm.h"
+#include "core/quantize.h"
+#include "core/router.h"
+#include "kernels/registry.h"
+#include "onnx_moe.h"
+
+namespace onnx_moe {
+
+namespace {
+
+std::string& last_error() {
+  thread_local std::string message;
+  return message;
+}
+
+template <typename Body>
+int guarded(Body&& body) {
+  try {
+    last_error().clear();
+    body();
+    return 0;
+  } catch (const std::bad_alloc&) {
+    last_error() = "out of memory";
+  } catch (const std::exception& error) {
+    last_error() = error.what();
+  }
+  return 1;
+}
+
+class SerialHost final : public Host {
+ public:
+  void parallel_for(Task task, void* state, size_t count) override {
+    for (size_t i = 0; i < count; ++i) task(state, i);
+  }
+  void* allocate(size_t bytes) override { return std::malloc(bytes); }
+  void release(void* memory) override { std::free(memory); }
+};
+
+ElementType element_type(int32_t type) {
+  require(type == ONNX_MOE_FLOAT || type == ONNX_MOE_FLOAT16 || type == ONNX_MOE_BFLOAT16, "element type ", type,
+          " is unknown: use ONNX_MOE_FLOAT, ONNX_MOE_FLOAT16 or ONNX_MOE_BFLOAT16");
+  return static_cast<ElementType>(type);
+}
+
+BlockFormat block_format(int32_t format, int32_t block_size) {
+  return make_block_format(static_cast<Format>(format), block_size);
+}
+
+Fp4Matrix fp4_matrix(const onnx_moe_fp4_matrix& matrix) {
+  return {block_format(matrix.format, matrix.block_size), matrix.rows, matrix.columns, matrix.codes, matrix.scales,
+          matrix.global_scale};
+}
+
+}  // namespace
+
+}  // namespace onnx_moe
+
+using onnx_moe::guarded;
+
+const char* onnx_moe_version(void) { return ONNX_MOE_VERSION; }
+
+const char* onnx_moe_last_error(void) { return onnx_moe::last_error().c_str(); }
+
+const char* onnx_moe_kernel_name(int index) {
+  const onnx_moe::Kernel* kernel = onnx_moe::available_kernel(index);
+  return kernel ? kernel->name : nullptr;
+}
+
+int onnx_moe_use_kernel(const char* name) {
+  return guarded([&] { onnx_moe::use_kernel(name); });
+}
+
+const char* onnx_moe_current_kernel(void) {
+  const char* name = nullptr;
+  guarded([&] { name = onnx_moe::current_kernel().name; });
+  return name;
+}
+
+int onnx_moe_quantize(const void* weights, int32_t type, int32_t scale_rule, onnx_moe_fp4_matrix* out) {
+  return guarded([&] {
+    onnx_moe::require(scale_rule >= ONNX_MOE_SCALE_MSE && scale_rule <= ONNX_MOE_SCALE_RCEIL, "scale rule ", scale_rule,
+                      " is unknown: use a value of onnx_moe_scale_rule");
+    onnx_moe::quantize(weights, onnx_moe::element_type(type), static_cast<onnx_moe::ScaleRule>(scale_rule),
+                       onnx_moe::fp4_matrix(*out));
+  });
+}
+
+int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* weights) {
+  return guarded([&] { onnx_moe::dequantize(onnx_moe::fp4_matrix(*matrix), weights); });
+}
+
+int onnx_moe_group_tokens(const int32_t* expert_ids, int64_t assignments, int64_t num_experts, int64_t* order,
+                          int64_t* offsets, int64_t* inverse) {
+  return guarded([&] {
+    onnx_moe::group_tokens_by_expert<int32_t, int64_t>(expert_ids, assignments, 1, num_experts, order, offsets, inverse);
+  });
+}
+
+int onnx_moe_router(const onnx_moe_router_args* args) {
+  return guarded([&] {
+    const onnx_moe::RouterAttributes attributes{args->top_k,
+                                                onnx_moe::parse_scoring(args->scoring),
+                                                args->normalize != 0,
+                                                args->norm_epsilon,
+                                                args->norm_min,
+                                                args->scaling_factor,
+                                                args->num_groups,
+                                                args->top_k_groups,
+                                                onnx_moe::parse_group_scoring(args->group_scoring),
+                                                args->num_shared_experts};
+    onnx_moe::validate(attributes, args->num_experts);
+    const auto gate_type = onnx_moe::element_type(args->gate_type);
+    onnx_moe::SerialHost host;
+    onnx_moe::route(onnx_moe::current_kernel(), attributes,
+                    {onnx_moe::element_type(args->type), gate_type, gate_type, args->tokens, args->hidden_size,
+                     args->num_experts, args->hidden_states, args->gate_weight, args->gate_bias, args->correction_bias,
+                     args->expert_ids, args->expert_weights, args->router_logits},
+                    host);
+  });
+}
+
+int onnx_moe_expert_gemm(const onnx_moe_expert_gemm_args* args) {
+  return guarded([&] {
+    const onnx_moe::Activation activation{onnx_moe::parse_function(args->activation),
+                                          args->gated != 0,
+                                          args->interleaved != 0,
+                                          args->alpha,
+                                          args->beta,
+                                          args->limit};
+    const onnx_moe::ExpertWeights weights{onnx_moe::block_format(args->format, args->block_size),
+                                          args->num_experts,
+                                          args->rows,
+                                          args->columns,
+                                          args->weights,
+                                          args->scales,
+                                          args->global_scale,
+                                          args->global_scale ? args->global_scales : 1,
+                                          args->bias ? onnx_moe::element_type(args->bias_type) : onnx_moe::ElementType::kFloat,
+                                          args->bias};
+    onnx_moe::validate(weights, activation);
+    onnx_moe::SerialHost host;
+    onnx_moe::expert_gemm(onnx_moe::current_kernel(), activation, weights,
+                          {onnx_moe::element_type(args->type), args->tokens, args->slots, args->x_per_slot != 0, args->x,
+                           args->expert_ids, args->expert_weights, args->y},
+                          host);
+  });
+}

@@ -1,0 +1,36 @@
+// Dispatch: grouping the (token, slot) assignments by expert.
+#pragma once
+
+#include <cstdint>
+
+#include "core/error.h"
+
+namespace onnx_moe {
+
+// A stable counting sort of expert_ids[count], O(count + num_experts). order[i]: flat index of the i-th assignment in
+// expert order; offsets[num_experts + 1]; inverse (may be null): position of each flat index in `order`.
+// An id outside [0, num_experts) throws an Error that names row and slot (`slots` ids to a row) and value.
+template <typename Id, typename Index>
+void group_tokens_by_expert(const Id* expert_ids, int64_t count, int64_t slots, int64_t num_experts, Index* order,
+                            Index* offsets, Index* inverse) {
+  for (int64_t e = 0; e <= num_experts; ++e) offsets[e] = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t expert = expert_ids[i];
+    if (expert < 0 || expert >= num_experts) {
+      fail("expert_ids holds ", expert, " in row ", i / slots, ", slot ", i % slots, ", but experts are numbered 0 to ",
+           num_experts - 1);
+    }
+    ++offsets[expert + 1];
+  }
+  for (int64_t e = 0; e < num_experts; ++e) offsets[e + 1] += offsets[e];
+  // offsets[e] serves as the cursor of expert e and ends where expert e + 1 begins; shifted back afterwards.
+  for (int64_t i = 0; i < count; ++i) {
+    const Index position = offsets[expert_ids[i]]++;
+    order[position] = static_cast<Index>(i);
+    if (inverse) inverse[i] = position;
+  }
+  for (int64_t e = num_experts; e > 0; --e) offsets[e] = offsets[e - 1];
+  offsets[0] = 0;
+}
+
+}  // namespace onnx_moe

@@ -1,0 +1,46 @@
+// MoEExpertGemmFP4 without ONNX Runtime: dispatch, tiles, epilogue, combine.
+#pragma once
+
+#include <cstdint>
+
+#include "core/activation.h"
+#include "core/element_type.h"
+#include "core/fp4.h"
+#include "core/parallel.h"
+#include "kernels/kernel.h"
+
+namespace onnx_moe {
+
+// The experts' projection. Sizes as in the operator: E = num_experts, N = rows, K = columns.
+struct ExpertWeights {
+  BlockFormat format;
+  int64_t num_experts;
+  int64_t rows;
+  int64_t columns;
+  const uint8_t* codes;
+  const void* scales;
+  const float* global_scale;  // null, [E] or [E, 2]
+  int64_t global_scales;      // 1 or 2
+  ElementType bias_type;
+  const void* bias;  // null or [E, N]
+};
+
+struct ExpertGemmInput {
+  ElementType type;  // of x and y
+  int64_t tokens;
+  int64_t slots;
+  bool x_per_slot;
+  const void* x;
+  const int32_t* expert_ids;
+  const float* expert_weights;  // null: no combine
+  void* y;
+};
+
+// Same inputs, same bytes: tiles depend on shapes and routing alone, never on the number of threads.
+void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
+                 const ExpertGemmInput& input, Host& host);
+
+// Throws an Error unless sizes, format and activation fit together.
+void validate(const ExpertWeights& weights, const Activation& activation);
+
+}  // namespace onnx_moe

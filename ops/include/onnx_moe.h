@@ -1,0 +1,150 @@
+/* onnx-moe: the C API of the plugin library.
+ *
+ * The library registers its operators with ONNX Runtime through RegisterCustomOps. The functions below serve
+ * everything else: choosing a kernel, the FP4 codec, dispatch, and the operators' arithmetic without ONNX Runtime.
+ *
+ * Every function that can fail returns 0 on success; otherwise onnx_moe_last_error() holds one sentence, for the
+ * calling thread, until that thread's next call. All functions may be called from any thread.
+ */
+#ifndef ONNX_MOE_H_
+#define ONNX_MOE_H_
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define ONNX_MOE_API __declspec(dllexport)
+#else
+#define ONNX_MOE_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+ONNX_MOE_API const char* onnx_moe_version(void);
+
+/* The sentence of the last failed call of this thread; "" if it has not failed. */
+ONNX_MOE_API const char* onnx_moe_last_error(void);
+
+/* ---- kernels ------------------------------------------------------------------------------------------------ */
+
+/* Names of the kernels that this machine can run, best first; NULL past the end. */
+ONNX_MOE_API const char* onnx_moe_kernel_name(int index);
+
+/* Chooses the kernel of every later call in this process: a name from onnx_moe_kernel_name, or "auto".
+ * The environment variable ONNX_MOE_KERNEL does the same before the first use. */
+ONNX_MOE_API int onnx_moe_use_kernel(const char* name);
+
+/* The kernel in use; NULL (and an error) when ONNX_MOE_KERNEL names one that this machine lacks. */
+ONNX_MOE_API const char* onnx_moe_current_kernel(void);
+
+/* ---- element types and formats ------------------------------------------------------------------------------ */
+
+typedef enum onnx_moe_type { ONNX_MOE_FLOAT = 1, ONNX_MOE_FLOAT16 = 10, ONNX_MOE_BFLOAT16 = 16 } onnx_moe_type;
+
+typedef enum onnx_moe_format { ONNX_MOE_MXFP4 = 0, ONNX_MOE_NVFP4 = 1, ONNX_MOE_FP4 = 2 } onnx_moe_format;
+
+/* How a block's scale follows from its weights. The first four names and rules are those of the OCP MX
+ * implementations: floor(log2 max) - 2; ceil(log2 max) - 2; log2 of the smallest power of two that clips nothing;
+ * max rounded to one mantissa bit first. For nvfp4 and fp4, whose scales have a mantissa, floor, ceil (and rceil)
+ * and even say how max/6 is rounded to the scale's type. mse takes the scale with the least squared error. */
+typedef enum onnx_moe_scale_rule {
+  ONNX_MOE_SCALE_MSE = 0,
+  ONNX_MOE_SCALE_EVEN = 1,
+  ONNX_MOE_SCALE_CEIL = 2,
+  ONNX_MOE_SCALE_FLOOR = 3,
+  ONNX_MOE_SCALE_RCEIL = 4
+} onnx_moe_scale_rule;
+
+/* ---- the codec ---------------------------------------------------------------------------------------------- */
+
+/* A matrix of `rows` rows of `columns` weights in FP4. scales: uint8 (mxfp4, nvfp4) or float16 (fp4). */
+typedef struct onnx_moe_fp4_matrix {
+  int32_t format;
+  int32_t block_size;
+  int64_t rows;
+  int64_t columns;
+  uint8_t* codes;       /* [rows, columns / 2], low nibble = even column */
+  void* scales;         /* [rows, columns / block_size] */
+  float global_scale;   /* multiplies every weight; 1 where the format has none */
+} onnx_moe_fp4_matrix;
+
+/* Quantises weights [rows, columns] of `type` into `out` (global_scale is an input: divide by it first).
+ * A NaN or an infinity among the weights is an error. */
+ONNX_MOE_API int onnx_moe_quantize(const void* weights, int32_t type, int32_t scale_rule, onnx_moe_fp4_matrix* out);
+
+/* Decodes `matrix` into float weights [rows, columns]. */
+ONNX_MOE_API int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* weights);
+
+/* ---- dispatch ----------------------------------------------------------------------------------------------- */
+
+/* Groups assignments by expert: a stable counting sort of expert_ids [assignments], in O(assignments + experts).
+ * order[i] is the flat index of the i-th assignment in expert order; offsets [num_experts + 1] delimits the experts;
+ * inverse (may be NULL) is the inverse permutation. An id outside [0, num_experts) is an error. */
+ONNX_MOE_API int onnx_moe_group_tokens(const int32_t* expert_ids, int64_t assignments, int64_t num_experts,
+                                       int64_t* order, int64_t* offsets, int64_t* inverse);
+
+/* ---- the operators, without ONNX Runtime -------------------------------------------------------------------- */
+
+typedef struct onnx_moe_router_args {
+  int32_t type;                 /* of hidden_states */
+  int32_t gate_type;            /* of gate_weight and gate_bias */
+  int64_t tokens;
+  int64_t hidden_size;
+  int64_t num_experts;
+  const void* hidden_states;    /* [tokens, hidden_size], or logits [tokens, num_experts] without gate_weight */
+  const void* gate_weight;      /* [num_experts, hidden_size] or NULL */
+  const void* gate_bias;        /* [num_experts] or NULL */
+  const float* correction_bias; /* [num_experts] or NULL */
+  int64_t top_k;
+  const char* scoring;
+  int32_t normalize;
+  float norm_epsilon;
+  float norm_min;
+  float scaling_factor;
+  int64_t num_groups;
+  int64_t top_k_groups;
+  const char* group_scoring;
+  int64_t num_shared_experts;
+  int32_t* expert_ids;          /* [tokens, top_k + num_shared_experts] */
+  float* expert_weights;        /* likewise */
+  float* router_logits;         /* [tokens, num_experts] or NULL */
+} onnx_moe_router_args;
+
+ONNX_MOE_API int onnx_moe_router(const onnx_moe_router_args* args);
+
+typedef struct onnx_moe_expert_gemm_args {
+  int32_t type;                 /* of x and y */
+  int32_t bias_type;
+  int64_t tokens;
+  int64_t slots;                /* k: experts of a token */
+  int64_t num_experts;
+  int64_t rows;                 /* N */
+  int64_t columns;              /* K */
+  int32_t x_per_slot;           /* x is [tokens, slots, K] rather than [tokens, K] */
+  const void* x;
+  const int32_t* expert_ids;    /* [tokens, slots] */
+  const uint8_t* weights;       /* [num_experts, N, K / 2] */
+  const void* scales;           /* [num_experts, N, K / block_size] */
+  const float* global_scale;    /* NULL, [num_experts] or [num_experts, 2] */
+  int64_t global_scales;        /* a row's length: 1 or 2 */
+  const void* bias;             /* NULL or [num_experts, N] */
+  const float* expert_weights;  /* NULL or [tokens, slots]: combine */
+  int32_t format;
+  int32_t block_size;
+  const char* activation;
+  int32_t gated;
+  int32_t interleaved;
+  float alpha;
+  float beta;
+  float limit;
+  void* y;                      /* [tokens, slots, N'] or [tokens, N'] */
+} onnx_moe_expert_gemm_args;
+
+ONNX_MOE_API int onnx_moe_expert_gemm(const onnx_moe_expert_gemm_args* args);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* ONNX_MOE_H_ */

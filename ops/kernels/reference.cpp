@@ -1,0 +1,115 @@
+// The portable kernel: plain loops in double precision. It is what the others are compared with on machines where
+// nothing else runs, and it runs anywhere.
+#include <cmath>
+
+#include "kernels/kernel.h"
+
+namespace onnx_moe {
+
+namespace {
+
+bool supported() { return true; }
+
+int64_t packed_size(int64_t depth) { return depth; }
+
+void pack(const float* row, int64_t depth, float* packed) {
+  for (int64_t i = 0; i < depth; ++i) packed[i] = row[i];
+}
+
+double dot_fp4(const Fp4Tile& tile, int64_t weight_row, const float* row) {
+  const int64_t block_size = tile.format.block_size;
+  const int64_t blocks = tile.format.blocks(tile.depth);
+  const uint8_t* codes = tile.codes + weight_row * (tile.depth / 2);
+  double sum = 0.0;
+  for (int64_t block = 0; block < blocks; ++block) {
+    double block_sum = 0.0;
+    for (int64_t i = block * block_size; i < (block + 1) * block_size; ++i) {
+      block_sum += static_cast<double>(load_code(codes, i)) * static_cast<double>(row[i]);
+    }
+    sum += block_sum * static_cast<double>(load_scale(tile.format.format, tile.scales, weight_row * blocks + block));
+  }
+  return sum;
+}
+
+void fp4_products(const Fp4Tile& tile, const Rows& rows, const Products& products) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    for (int64_t c = 0; c < tile.columns; ++c) {
+      products.data[r * products.stride + c] = static_cast<float>(dot_fp4(tile, tile.first + c, rows.data[r]));
+    }
+  }
+}
+
+void plain_products(const PlainTile& tile, const Rows& rows, const Products& products) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    for (int64_t c = 0; c < tile.columns; ++c) {
+      double sum = 0.0;
+      for (int64_t i = 0; i < tile.depth; ++i) {
+        sum += static_cast<double>(load_element(tile.type, tile.weights, (tile.first + c) * tile.depth + i)) *
+               static_cast<double>(rows.data[r][i]);
+      }
+      products.data[r * products.stride + c] = static_cast<float>(sum);
+    }
+  }
+}
+
+double apply(Function function, double alpha, double g) {
+  switch (function) {
+    case Function::kNone:
+      return g;
+    case Function::kSilu:
+      return g / (1.0 + std::exp(-alpha * g));
+    case Function::kGelu:
+      return 0.5 * g * (1.0 + std::erf(g / std::sqrt(2.0)));
+    case Function::kGeluTanh:
+      return 0.5 * g * (1.0 + std::tanh(0.79788456080286535588 * (g + 0.044715 * g * g * g)));
+    case Function::kRelu:
+      return g < 0.0 ? 0.0 : g;
+    case Function::kRelu2:
+      return g < 0.0 ? 0.0 : g * g;
+  }
+  return g;
+}
+
+// min and max that keep a NaN, unlike fmin and fmax.
+double at_most(double value, double limit) { return value > limit ? limit : value; }
+double at_least(double value, double limit) { return value < limit ? limit : value; }
+
+void finish(const Epilogue& epilogue, float* y) {
+  const Activation& activation = *epilogue.activation;
+  const double limit = activation.limit;
+  for (int64_t i = 0; i < epilogue.columns; ++i) {
+    double gate = static_cast<double>(epilogue.gate[i * epilogue.step]) * epilogue.gate_scale;
+    if (epilogue.gate_bias) gate += epilogue.gate_bias[i * epilogue.step];
+    if (!activation.gated) {
+      y[i] = static_cast<float>(apply(activation.function, activation.alpha, gate));
+      continue;
+    }
+    double up = static_cast<double>(epilogue.up[i * epilogue.step]) * epilogue.up_scale;
+    if (epilogue.up_bias) up += epilogue.up_bias[i * epilogue.step];
+    if (limit > 0.0) {
+      gate = at_most(gate, limit);
+      up = at_least(at_most(up, limit), -limit);
+    }
+    y[i] = static_cast<float>(apply(activation.function, activation.alpha, gate) * (up + activation.beta));
+  }
+}
+
+void accumulate(float weight, const float* x, int64_t count, bool first, float* y) {
+  for (int64_t i = 0; i < count; ++i) y[i] = (first ? 0.0f : y[i]) + weight * x[i];
+}
+
+void widen(ElementType type, const void* source, int64_t count, float* target) {
+  for (int64_t i = 0; i < count; ++i) target[i] = load_element(type, source, i);
+}
+
+void narrow(ElementType type, const float* source, int64_t count, void* target) {
+  for (int64_t i = 0; i < count; ++i) store_element(type, source[i], target, i);
+}
+
+}  // namespace
+
+extern const Kernel kReferenceKernel;
+const Kernel kReferenceKernel = {"reference", supported, packed_size, pack,  fp4_products,
+                                 plain_products, finish, accumulate,  widen, narrow};
+
+}  // namespace onnx_moe

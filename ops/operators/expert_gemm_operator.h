@@ -1,0 +1,26 @@
+// MoEExpertGemmFP4 for ONNX Runtime.
+#pragma once
+
+#include "core/activation.h"
+#include "core/fp4.h"
+#include "operators/operator_kernel.h"
+
+namespace onnx_moe {
+
+class ExpertGemmOperator final : public OperatorKernel {
+ public:
+  static constexpr const char* kName = "MoEExpertGemmFP4";
+
+  ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition, int type);
+  static void infer_shapes(const ort::ShapeInference& inference);
+
+ private:
+  ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition, int type,
+                     const Attributes& attributes);
+  void compute(ort::KernelContext& context) override;
+
+  BlockFormat format_;
+  Activation activation_;
+};
+
+}  // namespace onnx_moe

@@ -1,0 +1,106 @@
+#include "operators/router_operator.h"
+
+#include "kernels/registry.h"
+
+namespace onnx_moe {
+
+namespace {
+
+enum Input : size_t { kHiddenStates, kGateWeight, kGateBias, kCorrectionBias };
+enum Output : size_t { kExpertIds, kExpertWeights, kRouterLogits };
+
+RouterAttributes read_attributes(const Attributes& attributes) {
+  return {attributes.integer("top_k"),
+          parse_scoring(attributes.text("scoring")),
+          attributes.integer("normalize") != 0,
+          attributes.number("norm_epsilon"),
+          attributes.number("norm_min"),
+          attributes.number("scaling_factor"),
+          attributes.integer("num_groups"),
+          attributes.integer("top_k_groups"),
+          parse_group_scoring(attributes.text("group_scoring")),
+          attributes.integer("num_shared_experts")};
+}
+
+struct Sizes {
+  int64_t num_experts = kUnknown;
+  int64_t hidden_size = kUnknown;
+};
+
+// Checks shapes against each other; open dimensions fit everything.
+Sizes check_shapes(const InputShapes& shapes, bool has_gate) {
+  Sizes sizes;
+  if (const auto& hidden = shapes[kHiddenStates]) {
+    require(!hidden->empty(), "input hidden_states is a scalar, but must be [..., ", has_gate ? "H" : "E", "]");
+    (has_gate ? sizes.hidden_size : sizes.num_experts) = hidden->back();
+  }
+  if (const auto& gate = shapes[kGateWeight]) {
+    expect_shape("gate_weight", *gate, {kUnknown, sizes.hidden_size}, "[E, H]");
+    sizes = {gate->at(0), gate->at(1)};
+  }
+  if (const auto& bias = shapes[kGateBias]) expect_shape("gate_bias", *bias, {sizes.num_experts}, "[E]");
+  if (const auto& bias = shapes[kCorrectionBias]) expect_shape("correction_bias", *bias, {sizes.num_experts}, "[E]");
+  return sizes;
+}
+
+std::optional<Dimensions> dimensions_of(const std::optional<ort::ConstTensor>& tensor) {
+  return tensor ? std::optional<Dimensions>(tensor->dimensions()) : std::nullopt;
+}
+
+}  // namespace
+
+RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition, int type)
+    : OperatorKernel(api, info, definition, type), attributes_(read_attributes(Attributes(info, definition))) {
+  const Sizes sizes = check_shapes(declared_shapes(info, definition), info.input_shape(kGateWeight).has_value());
+  if (sizes.num_experts != kUnknown) validate(attributes_, sizes.num_experts);
+}
+
+void RouterOperator::compute(ort::KernelContext& context) {
+  const ort::ConstTensor hidden = context.required_input(kHiddenStates, "hidden_states");
+  const std::optional<ort::ConstTensor> gate = context.input(kGateWeight);
+  const std::optional<ort::ConstTensor> gate_bias = context.input(kGateBias);
+  const std::optional<ort::ConstTensor> correction_bias = context.input(kCorrectionBias);
+  const Sizes sizes = check_shapes(
+      {hidden.dimensions(), dimensions_of(gate), dimensions_of(gate_bias), dimensions_of(correction_bias)}, gate.has_value());
+  validate(attributes_, sizes.num_experts);
+
+  Dimensions dimensions = hidden.dimensions();
+  int64_t tokens = 1;
+  for (size_t i = 0; i + 1 < dimensions.size(); ++i) tokens *= dimensions[i];
+  dimensions.back() = attributes_.slots();
+  auto* ids = static_cast<int32_t*>(context.output(kExpertIds, dimensions));
+  auto* weights = static_cast<float*>(context.output(kExpertWeights, dimensions));
+  dimensions.back() = sizes.num_experts;
+  auto* logits = static_cast<float*>(context.output(kRouterLogits, dimensions));
+  require(ids && weights, "outputs expert_ids and expert_weights must both be there");
+
+  route(current_kernel(), attributes_,
+        {type(), type_of(gate), type_of(gate_bias), tokens, sizes.hidden_size, sizes.num_experts, hidden.data(),
+         gate ? gate->data() : nullptr, gate_bias ? gate_bias->data() : nullptr,
+         correction_bias ? correction_bias->as<float>() : nullptr, ids, weights, logits},
+        context);
+}
+
+void RouterOperator::infer_shapes(const ort::ShapeInference& inference) {
+  std::optional<ort::Shape> shape = inference.input(kHiddenStates);
+  const std::optional<ort::Shape> gate = inference.input(kGateWeight);
+  const std::optional<int64_t> top_k = inference.int_attribute("top_k");
+  if (!shape || !shape->has_rank || shape->dimensions.empty() || !top_k) return;
+  const int64_t shared = inference.int_attribute("num_shared_experts").value_or(0);
+
+  ort::Shape logits = *shape;
+  logits.type = ort::kFloat;
+  if (gate && gate->rank() == 2) {
+    logits.dimensions.back() = gate->dimensions[0];
+    logits.symbols.back() = gate->symbols[0];
+  }
+  shape->dimensions.back() = *top_k + shared;
+  shape->symbols.back().clear();
+  shape->type = ort::kInt32;
+  inference.set_output(kExpertIds, *shape);
+  shape->type = ort::kFloat;
+  inference.set_output(kExpertWeights, *shape);
+  inference.set_output(kRouterLogits, logits);
+}
+
+}  // namespace onnx_moe

@@ -1,0 +1,22 @@
+// MoERouter for ONNX Runtime.
+#pragma once
+
+#include "core/router.h"
+#include "operators/operator_kernel.h"
+
+namespace onnx_moe {
+
+class RouterOperator final : public OperatorKernel {
+ public:
+  static constexpr const char* kName = "MoERouter";
+
+  RouterOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition, int type);
+  static void infer_shapes(const ort::ShapeInference& inference);
+
+ private:
+  void compute(ort::KernelContext& context) override;
+
+  RouterAttributes attributes_;
+};
+
+}  // namespace onnx_moe
