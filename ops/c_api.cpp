@@ -87,8 +87,8 @@ int onnx_moe_quantize(const void* weights, int32_t type, int32_t scale_rule, onn
   return guarded([&] {
     onnx_moe::require(scale_rule >= ONNX_MOE_SCALE_MSE && scale_rule <= ONNX_MOE_SCALE_RCEIL, "scale rule ", scale_rule,
                       " is unknown: use a value of onnx_moe_scale_rule");
-    onnx_moe::quantize(weights, onnx_moe::element_type(type), static_cast<onnx_moe::ScaleRule>(scale_rule),
-                       onnx_moe::fp4_matrix(*out));
+    onnx_moe::quantize(onnx_moe::current_kernel(), weights, onnx_moe::element_type(type),
+                       static_cast<onnx_moe::ScaleRule>(scale_rule), onnx_moe::fp4_matrix(*out));
   });
 }
 

@@ -17,6 +17,7 @@ namespace onnx_moe {
 
 namespace {
 
+constexpr int64_t kLargestBlock = 128;
 constexpr int kE2M1MaxExponent = 2;  // 6 = 1.5 · 2^2
 constexpr int kE8M0Bias = 127;
 constexpr int kLargestE8M0 = 254;
@@ -58,14 +59,12 @@ ONNX_MOE_WIDE float squared_error(const float* values, int64_t count, float scal
 }
 
 ONNX_MOE_WIDE void encode(const float* values, int64_t count, float inverse, uint8_t* codes) {
-  for (int64_t i = 0; i < count / 2; ++i) {
-    uint32_t pair[2];
-    for (int64_t j = 0; j < 2; ++j) {
-      const float value = values[2 * i + j];
-      pair[j] = magnitude_code(round_to_e2m1(std::fabs(value) * inverse)) | (bits_from_float(value) >> 31) << 3;
-    }
-    codes[i] = static_cast<uint8_t>(pair[0] | pair[1] << 4);
+  uint8_t single[kLargestBlock];
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t sign = bits_from_float(values[i]) >> 31;
+    single[i] = static_cast<uint8_t>(magnitude_code(round_to_e2m1(std::fabs(values[i]) * inverse)) | sign << 3);
   }
+  for (int64_t i = 0; i < count / 2; ++i) codes[i] = static_cast<uint8_t>(single[2 * i] | single[2 * i + 1] << 4);
 }
 
 // ---- scales: a format's scales are integers 0 … largest in the order of their values ---------------------------
@@ -198,7 +197,7 @@ void store_scale(const Fp4Matrix& matrix, int64_t index, int code) {
 
 }  // namespace
 
-void quantize(const void* weights, ElementType type, ScaleRule rule, const Fp4Matrix& matrix) {
+void quantize(const Kernel& kernel, const void* weights, ElementType type, ScaleRule rule, const Fp4Matrix& matrix) {
   const int64_t block_size = matrix.format.block_size;
   require(matrix.columns % block_size == 0, "weights have ", matrix.columns, " columns, which is no multiple of the block of ",
           block_size, ": pad them with zeros");
@@ -208,9 +207,7 @@ void quantize(const void* weights, ElementType type, ScaleRule rule, const Fp4Ma
   const int64_t blocks = matrix.format.blocks(matrix.columns);
   std::vector<float> row(static_cast<size_t>(matrix.columns));
   for (int64_t r = 0; r < matrix.rows; ++r) {
-    for (int64_t i = 0; i < matrix.columns; ++i) {
-      row[static_cast<size_t>(i)] = load_element(type, weights, r * matrix.columns + i);
-    }
+    kernel.widen(type, element_at(type, weights, r * matrix.columns), matrix.columns, row.data());
     check_finite(row.data(), r, matrix.columns);
     for (int64_t b = 0; b < blocks; ++b) {
       const float* block = row.data() + b * block_size;

@@ -5,6 +5,7 @@
 
 #include "core/element_type.h"
 #include "core/fp4.h"
+#include "kernels/kernel.h"
 
 namespace onnx_moe {
 
@@ -22,7 +23,7 @@ struct Fp4Matrix {
 
 // Rounds weights / (block scale · global_scale) to the nearest code, ties to even, and saturates at ±6. Throws an
 // Error for a NaN or an infinity. A block of zeros gets the scale that the rule gives its maximum of 0.
-void quantize(const void* weights, ElementType type, ScaleRule rule, const Fp4Matrix& matrix);
+void quantize(const Kernel& kernel, const void* weights, ElementType type, ScaleRule rule, const Fp4Matrix& matrix);
 
 void dequantize(const Fp4Matrix& matrix, float* weights);
 

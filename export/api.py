@@ -1,0 +1,260 @@
+"""`onnx_moe.export`: a Torch module with MoE layers → an ONNX file with FP4 experts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from onnx_moe.errors import ExportError
+from onnx_moe.export.decoder import Decoder, cache_layers, decoder_inputs, is_decoder
+from onnx_moe.export.discovery import MoELayer, find_layers
+from onnx_moe.export.experts import Quantization, decoded_experts, fp4_experts
+from onnx_moe.export.finish import add_metadata, save, tidy
+from onnx_moe.export.patching import in_float32
+from onnx_moe.export.routers import RouterMatch
+from onnx_moe.export.translation import translation_table
+from onnx_moe.operators import EXPERT_GEMM, validate_attributes
+
+logger = logging.getLogger("onnx_moe")
+
+#: Version of ONNX's standard operators that exported models use: the newest that ONNX Runtime 1.24 runs in full.
+DEFAULT_OPSET = 21
+
+
+@dataclass(frozen=True)
+class ExportedLayer:
+    """One MoE layer of an exported model. router: its family, or "ordinary ops" and why."""
+
+    path: str
+    num_experts: int
+    top_k: int
+    hidden_size: int
+    intermediate_size: int
+    shared_experts: int
+    router: str
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export` did. Bytes: of the module's parameters and buffers as they were, and of the files written."""
+
+    path: Path
+    format: str
+    layers: tuple[ExportedLayer, ...]
+    module_bytes: int
+    model_bytes: int
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The module to export and how torch.onnx.export is to call it."""
+
+    module: torch.nn.Module
+    example: tuple[Any, ...]
+    dynamic_shapes: Any
+    input_names: Sequence[str] | None
+    output_names: Sequence[str] | None
+
+
+def export(
+    module: torch.nn.Module,
+    example_inputs: Sequence[Any] | None,
+    path: str | os.PathLike[str],
+    *,
+    format: str = "mxfp4",
+    block_size: int = 0,
+    scale: str = "mse",
+    accuracy_level: int = 0,
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    fold_shared_experts: bool = True,
+    functions: bool = True,
+    opset: int = DEFAULT_OPSET,
+    progress: Callable[[str], None] | None = None,
+) -> ExportReport:
+    """Exports `module` to the ONNX file `path`, its experts in FP4 beside it in `path`.data.
+
+    module: anything that contains MoE layers: experts modules of transformers ≥ 5, `onnx_moe.nn.SparseMoE`, or a class
+    made known with `register_adapter`. It is left as it was. A bfloat16 module is exported with bfloat16's values
+    in float32 outside the experts, because ONNX Runtime's CPU multiplies no bfloat16.
+    example_inputs: positional inputs that reach every MoE layer. None for a causal language model of transformers:
+    it is exported as a decoder with inputs input_ids [B, S], attention_mask [B, P + S] and past_key_values.N.key /
+    .value, outputs logits and present.N.key / .value, any batch and lengths, padded on the left or not.
+    format, block_size, scale: of the FP4 weights, as in `quantize`. accuracy_level: as in MoEExpertGemmFP4.
+    dynamic_shapes, input_names, output_names, opset: as in torch.onnx.export.
+    fold_shared_experts: append shared experts of the routed experts' shape to them, in FP4, so that they cost no
+    products of their own; False leaves them in the module's precision.
+    functions: carry portable bodies, so that the file also runs without the plugin.
+    progress: called with a line before each step.
+
+    Returns an ExportReport. Raises ExportError when a module cannot be exported, InvalidAttributeError for a wrong
+    format, block size or level.
+    """
+    path = Path(path)
+    tell = progress or (lambda _line: None)
+    attributes = {"format": format, "block_size": block_size, "accuracy_level": accuracy_level}
+    validate_attributes(EXPERT_GEMM, attributes)
+    quantization = Quantization(format, block_size, scale, accuracy_level)
+    _check_module(module, path)
+    target = _target(module, example_inputs, dynamic_shapes, input_names, output_names)
+
+    with _evaluating(module):
+        tell("looking for MoE layers")
+        layers = find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts)
+        module_bytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+        tell(f"quantizing {len(layers)} MoE layers to {format}")
+        with (
+            fp4_experts(layers, quantization, lambda layer: tell(f"quantized {layer.path or 'the experts'}")),
+            in_float32(target.module, target.example) as example,
+        ):
+            tell("tracing the module")
+            model = _trace(target, example, opset)
+    tell("writing the model")
+    tidy(model)
+    add_metadata(
+        model,
+        {"version": version("onnx-moe"), "format": format, "scale": scale, "torch": torch.__version__},
+    )
+    save(model, path, functions)
+    data = path.with_name(f"{path.name}.data")
+    return ExportReport(
+        path=path,
+        format=format,
+        layers=tuple(_describe(layer) for layer in layers),
+        module_bytes=module_bytes,
+        model_bytes=path.stat().st_size + (data.stat().st_size if data.exists() else 0),
+    )
+
+
+@contextmanager
+def with_fp4_weights(
+    module: torch.nn.Module,
+    example_inputs: Sequence[Any] | None,
+    *,
+    format: str = "mxfp4",
+    block_size: int = 0,
+    scale: str = "mse",
+    fold_shared_experts: bool = True,
+) -> Iterator[torch.nn.Module]:
+    """`module` with the values that its experts' FP4 codes stand for, inside the block: what an export of it computes.
+
+    Arguments as in `export`. The module runs in its own precision, so compare in float32.
+    """
+    quantization = Quantization(format, block_size, scale, 0)
+    target = _target(module, example_inputs, None, None, None)
+    with _evaluating(module):
+        layers = find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts)
+        with decoded_experts(layers, quantization):
+            yield module
+
+
+def _check_module(module: torch.nn.Module, path: Path) -> None:
+    if not isinstance(module, torch.nn.Module):
+        raise ExportError(f"module is a {type(module).__name__}: pass a torch.nn.Module.")
+    if path.suffix != ".onnx":
+        raise ExportError(f"path {str(path)!r} does not end in .onnx: give the file to write, such as model.onnx.")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise ExportError(f"{name} is on the meta device: load the module's weights before exporting it.")
+
+
+def _target(
+    module: torch.nn.Module,
+    example_inputs: Sequence[Any] | None,
+    dynamic_shapes: Any,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> _Target:
+    if example_inputs is not None:
+        if isinstance(example_inputs, torch.Tensor) or not isinstance(example_inputs, Sequence):
+            raise ExportError(
+                f"example_inputs is a {type(example_inputs).__name__}: pass a tuple of positional inputs, such as (x,)."
+            )
+        return _Target(module, tuple(example_inputs), dynamic_shapes, input_names, output_names)
+    if not is_decoder(module):
+        raise ExportError(
+            f"example_inputs is None, but {type(module).__name__} is no causal language model of transformers: pass a tuple "
+            "of inputs that run it."
+        )
+    if dynamic_shapes is not None or input_names is not None or output_names is not None:
+        raise ExportError(
+            "A decoder's names and dynamic shapes are given: leave out dynamic_shapes, input_names and output_names, or pass "
+            "example_inputs."
+        )
+    with _evaluating(module):
+        dtype = next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+        inputs = decoder_inputs(cache_layers(module), dtype)
+    return _Target(
+        Decoder(module), inputs.example, inputs.dynamic_shapes, inputs.input_names, inputs.output_names
+    )
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; every submodule's mode is put back."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, training in modes.items():
+            child.training = training
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Torch's exporter says of its own parts: operators of packages that are not installed, deprecations."""
+    torch_logger = logging.getLogger("torch.onnx")
+    level = torch_logger.level
+    torch_logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch_logger.setLevel(level)
+
+
+def _trace(target: _Target, example: tuple[Any, ...], opset: int) -> ir.Model:
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                target.module.eval(),
+                example,
+                dynamo=True,
+                dynamic_shapes=target.dynamic_shapes,
+                input_names=target.input_names,
+                output_names=target.output_names,
+                custom_translation_table=translation_table(),
+                opset_version=opset,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"torch.onnx.export cannot trace {type(target.module).__name__}: {error}") from error
+    assert program is not None
+    return program.model
+
+
+def _describe(layer: MoELayer) -> ExportedLayer:
+    up, down = layer.experts.up.matrix, layer.experts.down.matrix
+    router = layer.router.family if isinstance(layer.router, RouterMatch) else f"ordinary ops: {layer.router.reason}"
+    return ExportedLayer(
+        path=layer.path,
+        num_experts=layer.experts.num_experts,
+        top_k=layer.top_k,
+        hidden_size=int(up.shape[2]),
+        intermediate_size=int(down.shape[2]),
+        shared_experts=0 if layer.shared is None else layer.shared.count,
+        router=router,
+    )

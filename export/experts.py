@@ -1,0 +1,180 @@
+"""Putting FP4 experts and MoERouter into a module for the length of an export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import onnx_moe.reference  # noqa: F401 - registers the operators
+from onnx_moe.errors import ExportError
+from onnx_moe.export.discovery import MoELayer
+from onnx_moe.export.layers import Projection
+from onnx_moe.export.patching import replace_data, replace_forward, replace_parameters
+from onnx_moe.export.routers import RouterMatch
+from onnx_moe.formats import get_format
+from onnx_moe.quantization import QuantizedWeights, dequantize, quantize
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How experts become FP4: arguments of `quantize`, and the nodes' accuracy_level."""
+
+    format: str
+    block_size: int
+    scale: str
+    accuracy_level: int
+
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of MoEExpertGemmFP4 that say the same."""
+        return {"format": self.format, "block_size": self.block_size, "accuracy_level": self.accuracy_level}
+
+    def apply(self, matrix: torch.Tensor, what: str) -> QuantizedWeights:
+        block = get_format(self.format).resolve_block_size(self.block_size)
+        if matrix.shape[-1] % block:
+            raise ExportError(
+                f"{what} has K={matrix.shape[-1]}, which is no multiple of {self.format}'s block of {block}: use a format "
+                "with smaller blocks (nvfp4: 16), or a model whose sizes are multiples."
+            )
+        return quantize(matrix, self.format, block_size=self.block_size, scale=self.scale)
+
+
+def _routed_and_shared(layer: MoELayer) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Parts, along the experts, of the matrices [E, N, K] of both products: the routed experts', then the shared."""
+    up, down = [layer.experts.up.matrix], [layer.experts.down.matrix]
+    if layer.shared is not None:
+        gates, ups, downs = _split_shared(layer)
+        up.append(torch.cat([gates, ups], dim=1))
+        down.append(downs)
+    return up, down
+
+
+def _split_shared(layer: MoELayer) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The shared experts' gate and up [s, I, H] and down [s, H, I]."""
+    shared = layer.shared
+    assert shared is not None
+    gate, up, down = shared.gate.detach(), shared.up.detach(), shared.down.detach()
+    hidden_size = gate.shape[1]
+    return (
+        gate.view(shared.count, -1, hidden_size),
+        up.view(shared.count, -1, hidden_size),
+        down.view(hidden_size, shared.count, -1).transpose(0, 1),
+    )
+
+
+def _quantize_parts(quantization: Quantization, parts: list[torch.Tensor], what: str) -> dict[str, torch.Tensor]:
+    """Buffers weights, scales and global_scale of all experts."""
+    quantized = [quantization.apply(part, what) for part in parts]
+    buffers = {
+        "weights": torch.cat([torch.from_numpy(part.weights) for part in quantized]),
+        "scales": torch.cat([torch.from_numpy(part.scales) for part in quantized]),
+    }
+    if quantized[0].global_scale is not None:
+        scales = [torch.from_numpy(part.global_scale) for part in quantized if part.global_scale is not None]
+        buffers["global_scale"] = torch.cat(scales)
+    return buffers
+
+
+def _bias(projection: Projection) -> torch.Tensor | None:
+    return None if projection.bias is None else projection.bias.detach().float()
+
+
+def _experts_buffers(layer: MoELayer, quantization: Quantization) -> dict[str, torch.Tensor]:
+    up, down = _routed_and_shared(layer)
+    buffers = {}
+    for name, parts, projection in (("up", up, layer.experts.up), ("down", down, layer.experts.down)):
+        what = f"{layer.path or 'the module'}: {name} projection"
+        for key, value in _quantize_parts(quantization, parts, what).items():
+            buffers[f"{name}_{key}"] = value
+        bias = _bias(projection)
+        if bias is not None:
+            buffers[f"{name}_bias"] = bias
+    return buffers
+
+
+def _run_experts(layer: MoELayer, quantization: Quantization) -> Callable[..., torch.Tensor]:
+    """forward(hidden_states [T, H], expert_ids [T, k], expert_weights [T, k]) on the FP4 buffers."""
+    module, experts = layer.experts_module, layer.experts
+    gemm = torch.ops.onnx_moe.expert_gemm_fp4
+    options = quantization.attributes()
+
+    def product(name: str, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor | None, **more: Any) -> torch.Tensor:
+        buffers = [getattr(module, f"{name}_{key}", None) for key in ("weights", "scales", "global_scale", "bias")]
+        return gemm(x, ids, *buffers, weights, **options, **more)  # type: ignore[no-any-return]
+
+    def forward(
+        hidden_states: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
+    ) -> torch.Tensor:
+        ids = expert_ids.to(torch.int32)
+        hidden = product("up", hidden_states, ids, None, **({} if experts.gate else experts.activation))
+        if experts.gate is not None:
+            hidden = experts.gate(hidden)
+        return product("down", hidden, ids, expert_weights.float())
+
+    if experts.forward is None:
+        return forward
+    outer = experts.forward
+    return lambda *arguments, **keywords: outer(forward, *arguments, **keywords)
+
+
+def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+    num_shared = 0 if layer.shared is None else layer.shared.count
+    module = layer.router_module
+    shared = {"num_shared_experts": num_shared} if num_shared else {}
+
+    def forward(hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        correction = None if match.correction_bias is None else match.correction_bias.float()
+        ids, weights, logits = torch.ops.onnx_moe.router(
+            rows, match.gate_weight, match.gate_bias, correction, **match.attributes, **shared
+        )
+        values = {"ids": ids, "weights": weights, "logits": logits}
+        return tuple(values[name] for name in match.output)
+
+    assert module is not None
+    return forward
+
+
+@contextmanager
+def fp4_experts(
+    layers: list[MoELayer], quantization: Quantization, advance: Callable[[MoELayer], None]
+) -> Iterator[None]:
+    """Gives each layer FP4 experts and, where its family is known, MoERouter, inside the block."""
+    with ExitStack() as stack:
+        for layer in layers:
+            buffers = _experts_buffers(layer, quantization)
+            stack.enter_context(replace_parameters(layer.experts_module, buffers))
+            stack.enter_context(replace_forward(layer.experts_module, _run_experts(layer, quantization)))
+            if isinstance(layer.router, RouterMatch) and layer.router_module is not None:
+                stack.enter_context(replace_forward(layer.router_module, _run_router(layer, layer.router)))
+            if layer.shared_module is not None:
+                # The block adds what the shared module returns; the routed experts' product holds it already.
+                stack.enter_context(replace_forward(layer.shared_module, lambda *_arguments, **_keywords: 0))
+            advance(layer)
+        yield
+
+
+@contextmanager
+def decoded_experts(layers: list[MoELayer], quantization: Quantization) -> Iterator[None]:
+    """Gives each layer's parameters the values that their FP4 codes stand for, inside the block."""
+    values: dict[torch.Tensor, torch.Tensor] = {}
+    for layer in layers:
+        up, down = _routed_and_shared(layer)
+        what = layer.path or "the module"
+        decoded = [
+            [torch.from_numpy(dequantize(quantization.apply(part, what))).to(part.dtype) for part in parts]
+            for parts in (up, down)
+        ]
+        for projection, parts in zip((layer.experts.up, layer.experts.down), decoded, strict=True):
+            values[projection.parameter] = parts[0].transpose(1, 2).contiguous() if projection.transposed else parts[0]
+        if layer.shared is not None:
+            gates, ups = decoded[0][1].chunk(2, dim=1)
+            hidden_size = gates.shape[-1]
+            values[layer.shared.gate] = gates.reshape(-1, hidden_size)
+            values[layer.shared.up] = ups.reshape(-1, hidden_size)
+            values[layer.shared.down] = decoded[1][1].transpose(0, 1).reshape(hidden_size, -1).contiguous()
+    with replace_data(values):
+        yield

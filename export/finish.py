@@ -1,0 +1,83 @@
+"""From what torch.onnx.export made to the model that is written: tidy nodes, portable bodies, aligned weights."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnx_moe.errors import ExportError
+from onnx_moe.functions import add_functions
+from onnx_moe.operators import DOMAIN, ROUTER
+
+#: Alignment of tensors in the external data: a page of any system, so that a mapping can be handed on as it is.
+ALIGNMENT = 65536
+#: Tensors of fewer bytes stay in the model file.
+_EXTERNAL_BYTES = 1024
+
+
+def tidy(model: ir.Model) -> None:
+    """Drops outputs that nobody reads and notes of the exporter's; names the MoE nodes after their module."""
+    for node in model.graph:
+        if node.domain == DOMAIN:
+            _drop_unused_logits(node)
+            _name_node(node)
+    for node in model.graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+def _drop_unused_logits(node: ir.Node) -> None:
+    if node.op_type == ROUTER and len(node.outputs) == 3:
+        logits = node.outputs[2]
+        if not logits.uses() and not logits.is_graph_output():
+            node.resize_outputs(2)
+
+
+def _name_node(node: ir.Node) -> None:
+    """…mlp.experts.up and .down for the products, …mlp.gate for the router: the path of the module that made it."""
+    weights = node.inputs[1 if node.op_type == ROUTER else 2]
+    if weights is None or weights.name is None:
+        return
+    name = weights.name
+    for suffix, replacement in (("up_weights", "up"), ("down_weights", "down"), (".weight", "")):
+        if name.endswith(suffix):
+            name = name.removesuffix(suffix) + replacement
+            break
+    node.name = name
+
+
+def add_metadata(model: ir.Model, entries: dict[str, str]) -> None:
+    """Notes on the file: who wrote it, and how its experts were quantised."""
+    model.producer_name = "onnx-moe"
+    model.metadata_props.update({f"onnx_moe.{key}": value for key, value in entries.items()})
+
+
+def save(model: ir.Model, path: Path, functions: bool) -> None:
+    """Writes `path` and `path`.data. Both appear when they are whole; ExportError when the disk says no."""
+    if functions:
+        add_functions(model)
+    data_name = f"{path.name}.data"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".onnx-moe-", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            ir.save(
+                model,
+                temporary,
+                external_data=data_name,
+                size_threshold_bytes=_EXTERNAL_BYTES,
+                alignment=ALIGNMENT,
+            )
+            data = Path(folder) / data_name
+            if data.exists():
+                os.replace(data, path.parent / data_name)
+            os.replace(temporary, path)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error}. Choose another folder, or make room.") from error

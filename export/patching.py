@@ -1,0 +1,65 @@
+"""Changes to a caller's module that are undone: forwards, parameters, element types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def replace_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Calls of `module` run `forward` inside the block."""
+    had_own = "forward" in module.__dict__
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if had_own:
+            module.__dict__["forward"] = before
+        else:
+            del module.__dict__["forward"]
+
+
+@contextmanager
+def replace_parameters(module: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Hides `module`'s own parameters and gives it `buffers` instead, inside the block."""
+    parameters, own_buffers = module._parameters, module._buffers
+    module._parameters = {}
+    module._buffers = {**own_buffers, **buffers}
+    try:
+        yield
+    finally:
+        module._parameters, module._buffers = parameters, own_buffers
+
+
+@contextmanager
+def replace_data(values: dict[torch.Tensor, torch.Tensor]) -> Iterator[None]:
+    """Gives each parameter or buffer of `values` other data, of whatever element type, inside the block."""
+    before = {tensor: tensor.data for tensor in values}
+    try:
+        for tensor, value in values.items():
+            tensor.data = value
+        yield
+    finally:
+        for tensor, data in before.items():
+            tensor.data = data
+
+
+@contextmanager
+def in_float32(module: torch.nn.Module, example_inputs: Any) -> Iterator[Any]:
+    """bfloat16 parameters, buffers and example inputs as float32 inside the block; yields the inputs.
+
+    ONNX Runtime's CPU has no bfloat16 MatMul, so what stays outside the experts becomes float32.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    values = {tensor: tensor.data.float() for tensor in tensors if tensor.dtype == torch.bfloat16}
+    with replace_data(values):
+        yield torch.utils._pytree.tree_map_only(
+            torch.Tensor,
+            lambda tensor: tensor.float() if tensor.dtype == torch.bfloat16 else tensor,
+            example_inputs,
+        )

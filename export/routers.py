@@ -1,0 +1,135 @@
+"""Routers: which module feeds a layer's experts, and which attributes of MoERouter compute what it does."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from onnx_moe.errors import OnnxMoeError
+from onnx_moe.reference.router import router
+
+logger = logging.getLogger("onnx_moe")
+
+_ROWS = 64
+
+
+@dataclass
+class RouterMatch:
+    """A router's tensors and the attributes of MoERouter that compute it; its family in a word or two.
+
+    output: which of (logits, weights, ids) each element of the module's output is.
+    """
+
+    family: str
+    gate_weight: torch.Tensor
+    gate_bias: torch.Tensor | None
+    correction_bias: torch.Tensor | None
+    attributes: dict[str, Any]
+    output: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NoMatch:
+    """Why a router is exported as ordinary operators."""
+
+    reason: str
+
+
+def match_router(module: torch.nn.Module, output: tuple[str, ...]) -> RouterMatch | NoMatch:
+    """Finds the attributes of MoERouter under which it agrees with `module` on random inputs, in float32.
+
+    The tensors of a copy are filled with random values first, so that a bias that is zero so far has an effect.
+    """
+    tensors = _router_tensors(module)
+    if tensors is None:
+        return NoMatch("it has no weight of shape [experts, hidden]")
+    weight, _, _ = tensors
+    probe = _random_copy(module)
+    hidden_states = torch.randn(_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(1))
+    try:
+        with torch.no_grad():
+            actual = dict(zip(output, probe(hidden_states), strict=False))
+    except Exception as error:  # an unknown module may fail in any way
+        return NoMatch(f"it does not run on random rows: {error}")
+    probe_tensors = _router_tensors(probe)
+    assert probe_tensors is not None
+    for family, attributes in _families(module, actual["ids"].shape[-1]):
+        try:
+            ids, weights, _ = router(hidden_states, *probe_tensors, **attributes)
+        except OnnxMoeError:
+            continue
+        if _agree(actual["ids"], actual["weights"], ids, weights):
+            return RouterMatch(family, *tensors, attributes, output)
+    return NoMatch("none of the known families agrees with it on random inputs")
+
+
+def _router_tensors(
+    module: torch.nn.Module,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None:
+    """The router's matrix [E, H], the logits' bias and the correction bias."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
+        return None
+    correction = next(
+        (
+            value
+            for name in ("e_score_correction_bias", "correction_bias", "expert_bias")
+            if isinstance(value := getattr(module, name, None), torch.Tensor)
+        ),
+        None,
+    )
+    bias = getattr(module, "bias", None)
+    return weight, bias if isinstance(bias, torch.Tensor) else None, correction
+
+
+def _random_copy(module: torch.nn.Module) -> torch.nn.Module:
+    probe = copy.deepcopy(module).float().eval()
+    generator = torch.Generator().manual_seed(0)
+    for tensor in itertools.chain(probe.parameters(), probe.buffers()):
+        if tensor.is_floating_point():
+            scale = 0.1 if tensor.ndim == 1 else 2.0 / tensor.shape[-1] ** 0.5
+            with torch.no_grad():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
+    return probe
+
+
+def _agree(ids: torch.Tensor, weights: torch.Tensor, our_ids: torch.Tensor, our_weights: torch.Tensor) -> bool:
+    """Whether each row chooses the same experts with the same weights, in whatever order."""
+    if ids.shape != our_ids.shape:
+        return False
+    order, our_order = ids.argsort(-1), our_ids.argsort(-1)
+    if not torch.equal(ids.gather(-1, order), our_ids.gather(-1, our_order).to(ids.dtype)):
+        return False
+    return torch.allclose(
+        weights.float().gather(-1, order), our_weights.gather(-1, our_order), rtol=1e-4, atol=1e-6
+    )
+
+
+def _families(module: torch.nn.Module, top_k: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Known ways from logits to weights, with the module's own numbers."""
+    facts: Any = module
+    scaling_factors = dict.fromkeys((float(getattr(facts, "routed_scaling_factor", 1.0)), 1.0))
+    groups = int(getattr(facts, "num_group", None) or getattr(facts, "n_group", None) or 1)
+    top_k_groups = int(getattr(facts, "topk_group", None) or 1)
+    group_forms: list[dict[str, Any]] = [{}]
+    if groups > 1:
+        for group_scoring in ("top2_sum", "max"):
+            group_forms.append(
+                {"num_groups": groups, "top_k_groups": top_k_groups, "group_scoring": group_scoring}
+            )
+    forms: list[tuple[str, dict[str, Any]]] = [
+        ("softmax after top-k", {"scoring": "softmax_after_topk"}),
+        ("sigmoid after top-k", {"scoring": "sigmoid_after_topk"}),
+    ]
+    for scoring in ("softmax", "sigmoid", "sqrt_softplus"):
+        forms.append((f"{scoring}, normalized", {"scoring": scoring, "normalize": 1, "norm_epsilon": 1e-20}))
+        forms.append((scoring, {"scoring": scoring}))
+    for (family, form), group, factor in itertools.product(forms, reversed(group_forms), scaling_factors):
+        name = f"{family}, {groups} groups" if group else family
+        yield name, {"top_k": top_k, **form, **group, **({} if factor == 1.0 else {"scaling_factor": factor})}

@@ -1,0 +1,133 @@
+"""What is installed, what this machine can run, and what to do about problems."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from onnx_moe import _native
+from onnx_moe.errors import OnnxMoeError
+from onnx_moe.operators import DOMAIN, VERSION
+from onnx_moe.session import InferenceSession
+
+#: What each kernel needs from the processor.
+KERNEL_NEEDS = {
+    "avx512": "AVX-512 F, BW, DQ and VL",
+    "avx2": "AVX2, FMA and F16C",
+    "neon": "an arm64 processor",
+    "reference": "nothing: it runs anywhere",
+}
+
+_PACKAGES = ("onnx-moe", "onnxruntime", "onnx", "onnx-ir", "onnxscript", "numpy", "torch", "transformers")
+_OPTIONAL = {"torch", "transformers"}
+
+
+@dataclass
+class Diagnosis:
+    """Facts as (name, value), kernels as (name, state), and problems with their remedies."""
+
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    kernels: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def diagnose() -> Diagnosis:
+    """Looks at packages, library, processor and kernels, and runs each kernel once on a known product."""
+    diagnosis = Diagnosis()
+    diagnosis.facts.append(("Python", f"{platform.python_version()} ({sys.executable})"))
+    for package in _PACKAGES:
+        diagnosis.facts.append((package, _package_version(package, diagnosis.problems)))
+    diagnosis.facts.append(("processor", _processor_name()))
+    diagnosis.facts.append(("cores", str(os.cpu_count())))
+    diagnosis.facts.append(("Metal device", "none: this version has no Metal backend yet"))
+    _look_at_library(diagnosis)
+    return diagnosis
+
+
+def _package_version(package: str, problems: list[str]) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        if package not in _OPTIONAL:
+            problems.append(f"{package} is not installed: pip install {package}")
+        return "not installed (needed to export: pip install 'onnx-moe[torch]')" if package in _OPTIONAL else "missing"
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()} ({platform.machine()})"
+    return platform.processor() or platform.machine()
+
+
+def _look_at_library(diagnosis: Diagnosis) -> None:
+    try:
+        diagnosis.facts.append(("plugin", f"{_native.version()} ({_native.library_path()})"))
+        available = _native.kernel_names()
+        current = _native.current_kernel()
+    except OnnxMoeError as error:
+        diagnosis.problems.append(str(error))
+        return
+    native = {"x86_64": ("avx512", "avx2"), "AMD64": ("avx512", "avx2")}.get(platform.machine(), ("neon",))
+    for name in (*native, "reference"):
+        if name not in available:
+            diagnosis.kernels.append((name, f"not on this machine: needs {KERNEL_NEEDS[name]}"))
+            continue
+        problem = _try_kernel(name)
+        state = "in use" if name == current else "available"
+        diagnosis.kernels.append((name, f"{state}, {problem or 'computes correctly'}"))
+        if problem:
+            diagnosis.problems.append(f"kernel {name}: {problem}")
+    if current == "reference":
+        diagnosis.problems.append(
+            "The portable kernel is in use, which is slow: " + _reference_remedy(os.environ.get("ONNX_MOE_KERNEL"))
+        )
+
+
+def _reference_remedy(environment: str | None) -> str:
+    if environment:
+        return "unset the environment variable ONNX_MOE_KERNEL."
+    return f"this processor has none of {KERNEL_NEEDS['avx2']}; use a newer one where speed matters."
+
+
+def _try_kernel(name: str) -> str | None:
+    """Runs a product of known result with kernel `name`; what went wrong, or None."""
+    try:
+        with _native.use_kernel(name):
+            session = InferenceSession(_probe_model().SerializeToString())
+            (y,) = session.run(None, {"x": np.arange(32, dtype=np.float32)[None]})
+    except OnnxMoeError as error:
+        return str(error)
+    except Exception as error:  # ONNX Runtime raises types of its own
+        return f"ONNX Runtime {onnxruntime.__version__} fails: {error}"
+    # Codes 2 (value 1.0) with scale 2^1: twice the sum of 0 … 31.
+    return None if y.tolist() == [[[992.0]]] else f"computes {y.tolist()} instead of [[[992.0]]]"
+
+
+def _probe_model() -> onnx.ModelProto:
+    helper, tensor = onnx.helper, onnx.TensorProto
+    constants = [
+        onnx.numpy_helper.from_array(np.zeros((1, 1), np.int32), "ids"),
+        onnx.numpy_helper.from_array(np.full((1, 1, 16), 0x22, np.uint8), "weights"),
+        onnx.numpy_helper.from_array(np.full((1, 1, 1), 128, np.uint8), "scales"),
+    ]
+    node = helper.make_node("MoEExpertGemmFP4", ["x", "ids", "weights", "scales"], ["y"], domain=DOMAIN)
+    graph = helper.make_graph(
+        [node],
+        "probe",
+        [helper.make_tensor_value_info("x", tensor.FLOAT, [1, 32])],
+        [helper.make_tensor_value_info("y", tensor.FLOAT, [1, 1, 1])],
+        constants,
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, VERSION)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)

@@ -1,0 +1,61 @@
+"""Both operators for onnx.reference.ReferenceEvaluator, computed by the Torch reference.
+
+ReferenceEvaluator(model, new_ops=onnx_moe.reference_evaluator.OPERATORS)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from onnx.reference.op_run import OpRun
+
+from onnx_moe.operators import DOMAIN
+from onnx_moe.reference import expert_gemm, router
+
+# onnx holds bfloat16 in ml_dtypes' type, which Torch does not take: both are passed as their 16 bits.
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def _tensors(arrays: Sequence[np.ndarray | None]) -> list[Any]:
+    """The arrays as tensors; an omitted input is None."""
+    return [None if array is None else _to_torch(array) for array in arrays]
+
+
+def _to_torch(array: np.ndarray) -> torch.Tensor:
+    array = np.require(array, requirements=["C_CONTIGUOUS", "WRITEABLE"])
+    if array.dtype == _BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(_BFLOAT16)
+    return tensor.numpy()
+
+
+class MoERouter(OpRun):
+    """Runs a MoERouter node."""
+
+    op_domain = DOMAIN
+
+    def _run(self, *inputs: np.ndarray | None, **attributes: Any) -> tuple[np.ndarray, ...]:
+        outputs = router(*_tensors(inputs), **attributes)
+        return tuple(_to_numpy(output) for output in outputs[: len(self.onnx_node.output)])
+
+
+class MoEExpertGemmFP4(OpRun):
+    """Runs a MoEExpertGemmFP4 node."""
+
+    op_domain = DOMAIN
+
+    def _run(self, *inputs: np.ndarray | None, **attributes: Any) -> tuple[np.ndarray, ...]:
+        return (_to_numpy(expert_gemm(*_tensors(inputs), **attributes)),)
+
+
+#: What ReferenceEvaluator takes as `new_ops`.
+OPERATORS: list[type[OpRun]] = [MoERouter, MoEExpertGemmFP4]
