@@ -120,13 +120,11 @@ def export(
         ):
             tell("tracing the module")
             model = _trace(target, example, opset)
-    tell("writing the model")
-    tidy(model)
-    add_metadata(
-        model,
-        {"version": version("onnx-moe"), "format": format, "scale": scale, "torch": torch.__version__},
-    )
-    save(model, path, functions)
+            tidy(model)
+            notes = {"version": version("onnx-moe"), "format": format, "scale": scale, "torch": torch.__version__}
+            add_metadata(model, notes)
+            tell("writing the model")  # in here: the initializers are the module's tensors of this moment
+            save(model, path, functions)
     data = path.with_name(f"{path.name}.data")
     return ExportReport(
         path=path,

@@ -127,9 +127,11 @@ def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[[torch.Tensor],
 
     def forward(hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-        correction = None if match.correction_bias is None else match.correction_bias.float()
+        # By name and at run time, so that the trace sees the module's own parameters.
+        weight, bias, correction = (getattr(module, name) if name else None for name in match.tensors)
+        correction = None if correction is None else correction.float()
         ids, weights, logits = torch.ops.onnx_moe.router(
-            rows, match.gate_weight, match.gate_bias, correction, **match.attributes, **shared
+            rows, weight, bias, correction, **match.attributes, **shared
         )
         values = {"ids": ids, "weights": weights, "logits": logits}
         return tuple(values[name] for name in match.output)

@@ -18,18 +18,20 @@ logger = logging.getLogger("onnx_moe")
 
 _ROWS = 64
 
+#: What models call the bias that is added to the scores for the choice alone.
+_CORRECTION_BIASES = ("e_score_correction_bias", "correction_bias", "expert_bias")
+
 
 @dataclass
 class RouterMatch:
-    """A router's tensors and the attributes of MoERouter that compute it; its family in a word or two.
+    """The attributes of MoERouter that compute a router; its family in a word or two.
 
+    tensors: names of the module's matrix [E, H], logits' bias and correction bias, None where it has none.
     output: which of (logits, weights, ids) each element of the module's output is.
     """
 
     family: str
-    gate_weight: torch.Tensor
-    gate_bias: torch.Tensor | None
-    correction_bias: torch.Tensor | None
+    tensors: tuple[str, str | None, str | None]
     attributes: dict[str, Any]
     output: tuple[str, ...]
 
@@ -46,10 +48,10 @@ def match_router(module: torch.nn.Module, output: tuple[str, ...]) -> RouterMatc
 
     The tensors of a copy are filled with random values first, so that a bias that is zero so far has an effect.
     """
-    tensors = _router_tensors(module)
-    if tensors is None:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
         return NoMatch("it has no weight of shape [experts, hidden]")
-    weight, _, _ = tensors
+    tensors = ("weight", _tensor_name(module, "bias"), _tensor_name(module, *_CORRECTION_BIASES))
     probe = _random_copy(module)
     hidden_states = torch.randn(_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(1))
     try:
@@ -57,35 +59,20 @@ def match_router(module: torch.nn.Module, output: tuple[str, ...]) -> RouterMatc
             actual = dict(zip(output, probe(hidden_states), strict=False))
     except Exception as error:  # an unknown module may fail in any way
         return NoMatch(f"it does not run on random rows: {error}")
-    probe_tensors = _router_tensors(probe)
-    assert probe_tensors is not None
+    probe_tensors = [getattr(probe, name) if name else None for name in tensors]
     for family, attributes in _families(module, actual["ids"].shape[-1]):
         try:
             ids, weights, _ = router(hidden_states, *probe_tensors, **attributes)
         except OnnxMoeError:
             continue
         if _agree(actual["ids"], actual["weights"], ids, weights):
-            return RouterMatch(family, *tensors, attributes, output)
+            return RouterMatch(family, tensors, attributes, output)
     return NoMatch("none of the known families agrees with it on random inputs")
 
 
-def _router_tensors(
-    module: torch.nn.Module,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None:
-    """The router's matrix [E, H], the logits' bias and the correction bias."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
-        return None
-    correction = next(
-        (
-            value
-            for name in ("e_score_correction_bias", "correction_bias", "expert_bias")
-            if isinstance(value := getattr(module, name, None), torch.Tensor)
-        ),
-        None,
-    )
-    bias = getattr(module, "bias", None)
-    return weight, bias if isinstance(bias, torch.Tensor) else None, correction
+def _tensor_name(module: torch.nn.Module, *names: str) -> str | None:
+    """The first of `names` under which `module` has a tensor."""
+    return next((name for name in names if isinstance(getattr(module, name, None), torch.Tensor)), None)
 
 
 def _random_copy(module: torch.nn.Module) -> torch.nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,9 @@ class AttributeDefinition:
         """`value` in the attribute's type; InvalidAttributeError if it is of another type or out of range."""
         if self.type == "string" and isinstance(value, str):
             return self._check_choice(operator, value)
-        if self.type == "int" and isinstance(value, int):
+        if self.type == "int" and isinstance(value, numbers.Integral):
             return self._check_range(operator, int(value))
-        if self.type == "float" and isinstance(value, (int, float)):
+        if self.type == "float" and isinstance(value, numbers.Real):
             return self._check_range(operator, float(value))
         raise InvalidAttributeError(f"{operator}: {self.name}={value!r} must be of type {self.type}.")
 

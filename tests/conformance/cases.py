@@ -135,7 +135,7 @@ def case_seed(case: Case) -> int:
 def pairwise(settings: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Combinations of the settings' values such that every pair of values of two settings occurs.
 
-    Greedy: each combination starts from a pair that is still missing, and takes the values that add most pairs.
+    Greedy: each combination starts from a missing pair and takes the values that add most pairs.
     """
     choose = random.Random(0)
     names = list(settings)
@@ -160,7 +160,7 @@ def pairwise(settings: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
         for name in choose.sample(names, len(names)):
             if name not in picked:
                 values = choose.sample(range(len(settings[name])), len(settings[name]))
-                picked[name] = max(values, key=lambda value: gain(picked, name, value))  # noqa: B023
+                picked[name] = max(values, key=lambda value: gain(picked, name, value))
         missing -= set(itertools.combinations(((name, picked[name]) for name in names), 2))
         combinations.append({name: settings[name][picked[name]] for name in names})
     return combinations

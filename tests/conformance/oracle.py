@@ -1,7 +1,8 @@
 """What is right, in numpy's float64: an evaluation that shares no code with the package.
 
-FP4 codes and scales are decoded by ml_dtypes. Beside each value stands the error that float32 arithmetic may have made
-in it: `(n + c) · 2^-24` times the magnitude of what was summed, as the standard analysis of a sum of n terms gives.
+FP4 codes and scales are decoded by ml_dtypes. Beside each value stands the error that float32 arithmetic may
+have made in it: (n + c) * 2^-24 times the magnitude of what was summed, as the analysis of a sum of n terms
+gives.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def _combined(y: Expected, expert_weights: Array) -> Expected:
     return Expected(terms.sum(-2), magnitude.sum(-2) + additions)
 
 
+@np.errstate(invalid="ignore")  # an infinity times 0
 def expected_logits(case: RouterCase, inputs: RouterInputs) -> Expected:
     """The router's logits [..., E]."""
     hidden_states = inputs.hidden_states.astype(np.float64)
@@ -127,7 +129,8 @@ def expected_logits(case: RouterCase, inputs: RouterInputs) -> Expected:
     if inputs.gate_bias is not None:
         bias = inputs.gate_bias.astype(np.float64)
         logits, magnitude, terms = logits + bias, magnitude + np.abs(bias), terms + 1
-    return Expected(logits, terms * FLOAT32_ROUNDOFF * magnitude)
+    # Infinities are exact.
+    return Expected(logits, terms * FLOAT32_ROUNDOFF * np.where(np.isfinite(magnitude), magnitude, 0))
 
 
 def scores(logits: Array, scoring: str) -> Array:

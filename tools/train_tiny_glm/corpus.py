@@ -2,8 +2,8 @@
 
     python corpus.py --work .train --model onnx_moe/data/tiny-glm
 
-Writes ``train.npy`` and ``validation.npy`` (uint16) and ``manifest.json`` to the work folder, and the tokenizer,
-``heldout.txt`` and ``heldout_sources.json`` to the model folder.
+Writes ``train.npy`` and ``validation.npy`` (uint16) and ``manifest.json`` to the work folder, and the
+tokenizer, ``heldout.txt`` and ``heldout_sources.json`` to the model folder.
 """
 
 from __future__ import annotations
@@ -59,12 +59,13 @@ def _deduplicated(candidates: Iterable[Document], deduplicator: Deduplicator) ->
 
 
 def _within_limits(candidates: Iterable[Document]) -> list[Document]:
-    """Keeps documents while their source and their kind have room; own standard library first, then by rank."""
+    """Keeps documents, in the order given, while their source and their kind have room."""
     taken: Counter[str] = Counter()
     kept = []
     for document in candidates:
         size = len(document.text)
-        limit = _SOURCE_LIMITS.get(document.source, _PACKAGE_LIMIT if "package" in document.source else _KIND_LIMIT)
+        default_limit = _PACKAGE_LIMIT if "package" in document.source else _KIND_LIMIT
+        limit = _SOURCE_LIMITS.get(document.source, default_limit)
         if taken[document.source] + size <= limit and taken[document.kind] + size <= _KIND_LIMIT:
             taken[document.source] += size
             taken[document.kind] += size
@@ -112,9 +113,13 @@ def _manifest(splits: dict[str, list[Document]]) -> dict[str, object]:
         sources[document.kind, source] += len(document.text.encode())
     packages = {document.source.split()[-1] for document in splits["train"] if "package " in document.source}
     return {
-        "sources": [{"kind": kind, "source": name, "bytes": size} for (kind, name), size in sources.most_common()],
+        "sources": [
+            {"kind": kind, "source": name, "bytes": size} for (kind, name), size in sources.most_common()
+        ],
         "documents": {name: len(split) for name, split in splits.items()},
-        "bytes": {name: sum(len(document.text.encode()) for document in split) for name, split in splits.items()},
+        "bytes": {
+            name: sum(len(document.text.encode()) for document in split) for name, split in splits.items()
+        },
         "packages": sorted(packages, key=str.lower),
     }
 
@@ -149,7 +154,8 @@ def main() -> None:
     save_tokenizer(tokenizer, arguments.model)
     _write_held_out(splits["heldout"], arguments.model)
     tokens = {
-        name: encode_documents(tokenizer, [document.text for document in split]) for name, split in splits.items()
+        name: encode_documents(tokenizer, [document.text for document in split])
+        for name, split in splits.items()
     }
     for name in ("train", "validation"):
         np.save(arguments.work / f"{name}.npy", tokens[name])

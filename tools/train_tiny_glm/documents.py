@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import re
-import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ PROSE = "prose"
 CODE = "code"
 _MAX_FILE_BYTES = 1_500_000
 _EXCLUDED_FOLDERS = frozenset(
-    "test tests testing idle_test _vendor _vendored vendor third_party lib2to3 encodings __pycache__ node_modules".split()
+    {"test", "tests", "testing", "idle_test", "lib2to3", "encodings", "__pycache__", "node_modules"}
+    | {"_vendor", "_vendored", "vendor", "third_party"}
 )
 
 
@@ -81,7 +81,9 @@ def _packages() -> Iterator[Document]:
             text = read_text(path)
             if path.name == "METADATA":
                 text = text.partition("\n\n")[2]
-            yield Document(PROSE, f"documentation of package {package}", path.relative_to(root).as_posix(), text)
+            yield Document(
+                PROSE, f"documentation of package {package}", path.relative_to(root).as_posix(), text
+            )
 
 
 def _manual_pages() -> Iterator[Document]:
@@ -99,45 +101,48 @@ def _info_manuals() -> Iterator[Document]:
 def _perl_manuals() -> Iterator[Document]:
     for root in (Path("/usr/share/perl"), Path("/usr/share/perl5")):
         for path in _files(root, ".pod"):
-            yield Document(PROSE, "Perl manuals", path.relative_to(root).as_posix(), pod_to_text(read_text(path)))
+            yield Document(
+                PROSE, "Perl manuals", path.relative_to(root).as_posix(), pod_to_text(read_text(path))
+            )
 
 
 def _shared_documentation() -> Iterator[Document]:
     root = Path("/usr/share/doc")
-    for path in _files(root, ".md", ".md.gz", ".txt", ".txt.gz", ".rst", ".rst.gz", "README", "README.gz", "copyright"):
+    plain = (".md", ".txt", ".rst", "README", "copyright")
+    for path in _files(root, *plain, *(f"{suffix}.gz" for suffix in plain)):
         yield Document(PROSE, "/usr/share/doc", path.relative_to(root).as_posix(), read_text(path))
     for path in _files(root, ".html"):
-        yield Document(PROSE, "/usr/share/doc", path.relative_to(root).as_posix(), html_to_text(read_text(path)))
+        yield Document(
+            PROSE, "/usr/share/doc", path.relative_to(root).as_posix(), html_to_text(read_text(path))
+        )
     for path in _files(Path("/usr/share/common-licenses"), ""):
         yield Document(PROSE, "common licences", path.name, read_text(path))
 
 
-_RUST_BOOKS = (
-    "book cargo clippy edition-guide embedded-book error_codes nomicon reference rust-by-example rustc rustdoc "
-    "style-guide unstable-book"
-).split()
+_RUST_BOOKS_FREE_TO_SHIP = ("book", "cargo", "nomicon", "reference", "rust-by-example", "rustc")
+_RUST_OTHER_BOOKS = ("clippy", "edition-guide", "embedded-book", "error_codes", "rustdoc", "unstable-book")
+_RUST_STANDARD_LIBRARY = "std"
+_RUST_DESCRIPTION = re.compile(r'<div class="docblock.*?</div></details>', re.DOTALL)
+_RUST_REPEATED_PAGES = ("print.html", "toc.html", "all.html", "sidebar-items.html")
 
 
 def _rust_documentation() -> Iterator[Document]:
     toolchains = sorted((Path.home() / ".rustup/toolchains").glob("stable*/share/doc/rust/html"))
-    for root in toolchains[-1:] or [Path("/usr/share/doc/rust-doc/html")]:
-        for folder in (*_RUST_BOOKS, "std"):
-            for path in _files(root / folder, ".html"):
-                if path.name in ("print.html", "toc.html", "all.html", "sidebar-items.html"):
-                    continue
-                source = read_text(path)
-                if folder == "std":
-                    source = "".join(re.findall(r'<div class="docblock.*?</div></details>', source, re.DOTALL))
-                is_book = folder in ("book", "cargo", "nomicon", "reference", "rust-by-example", "rustc")
-                license_name = "MIT OR Apache-2.0" if is_book else ""
-                name = path.relative_to(root).as_posix()
-                yield Document(PROSE, "Rust documentation", name, html_to_text(source), license_name)
+    root = toolchains[-1] if toolchains else Path("/usr/share/doc/rust-doc/html")
+    for folder in (*_RUST_BOOKS_FREE_TO_SHIP, *_RUST_OTHER_BOOKS, _RUST_STANDARD_LIBRARY):
+        license_name = "MIT OR Apache-2.0" if folder in _RUST_BOOKS_FREE_TO_SHIP else ""
+        for path in _files(root / folder, ".html"):
+            if path.name in _RUST_REPEATED_PAGES:
+                continue
+            source = read_text(path)
+            if folder == _RUST_STANDARD_LIBRARY:
+                source = "".join(_RUST_DESCRIPTION.findall(source))
+            name = path.relative_to(root).as_posix()
+            yield Document(PROSE, "Rust documentation", name, html_to_text(source), license_name)
 
 
 def documents() -> Iterable[Document]:
     """All documents in a fixed order; texts may be empty or repeated."""
-    if sys.version_info < (3, 10):
-        raise SystemExit("The corpus needs Python 3.10 or newer: its own standard library is a part of it.")
     for source in (
         _standard_library,
         _python_topics,

@@ -6,9 +6,11 @@ import re
 from html.parser import HTMLParser
 
 _BLOCKS = frozenset(
-    "p div section article h1 h2 h3 h4 h5 h6 ul ol dl dt dd table tr pre blockquote details summary".split()
+    {"p", "div", "section", "article", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "blockquote"}
+    | {"ul", "ol", "dl", "dt", "dd", "table", "tr", "details", "summary"}
 )
-_SKIPPED = frozenset("script style nav button svg head footer noscript".split())
+_SKIPPED = frozenset({"script", "style", "nav", "button", "svg", "head", "footer", "noscript"})
+_WHITE_SPACE = re.compile(r"[ \t\r\f]*\n[ \t\r\f\n]*|[ \t]+")
 
 
 class _HtmlText(HTMLParser):
@@ -40,7 +42,7 @@ class _HtmlText(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self._skipped:
-            self.parts.append(data if self._preformatted else re.sub(r"[ \t\r\f]*\n[ \t\r\f\n]*|[ \t]+", _space, data))
+            self.parts.append(data if self._preformatted else _WHITE_SPACE.sub(_space, data))
 
 
 def _space(match: re.Match[str]) -> str:
@@ -56,7 +58,8 @@ def html_to_text(source: str) -> str:
 
 
 _ROFF_HEADINGS = ("SH", "SS", "Sh", "Ss")
-_ROFF_INLINE = ("B", "I", "BR", "BI", "IR", "RB", "RI", "IB", "TP", "IP", "Nm", "Fl", "Ar", "Xr", "Pa", "Nd", "Dq", "Em")
+_ROFF_FONTS = ("B", "I", "BR", "BI", "IR", "RB", "RI", "IB")
+_ROFF_INLINE = (*_ROFF_FONTS, "TP", "IP", "Nm", "Fl", "Ar", "Xr", "Pa", "Nd", "Dq", "Em")
 _ROFF_ESCAPES = (
     (re.compile(r"\\[*]-"), "-"),
     (re.compile(r"\\f(\[[^]]*\]|\(..|.)|\\[*]\([LR]q|\\s[-+]?\d+|\\[&|^/,%:]|\\m\[[^]]*\]"), ""),
@@ -94,7 +97,7 @@ def roff_to_text(source: str) -> str:
             if name in _ROFF_HEADINGS:
                 lines += ["", _roff_arguments(rest, " ")]
             elif name in _ROFF_INLINE and rest:
-                joiner = "" if len(name) == 2 and set(name) <= set("BIR") else " "
+                joiner = "" if len(name) == 2 and name in _ROFF_FONTS else " "
                 lines.append(_roff_arguments(rest, joiner))
             elif name in ("PP", "P", "LP", "Pp", "TP", "IP", "It", "sp", "nf", "fi", "EX", "EE"):
                 lines.append("")

@@ -11,8 +11,8 @@ Tokens = npt.NDArray[np.uint16]
 def bits_per_token(tokens: dict[str, Tokens], vocabulary: int) -> dict[str, float]:
     """Mean bits per held-out token after the first of models counted on ``tokens["train"]``.
 
-    The bigram model is interpolated with the unigram model, P(b|a) = (count(ab) + s P(b)) / (count(a) + s); the
-    strength s is the best of a few on ``tokens["validation"]``.
+    The bigram model is interpolated with the unigram model, P(b|a) = (count(ab) + s P(b)) / (count(a) + s);
+    the strength s is the best of a few on ``tokens["validation"]``.
     """
     train = tokens["train"].astype(np.int64)
     unigram = np.bincount(train, minlength=vocabulary) + 1.0

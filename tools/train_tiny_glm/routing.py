@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from model import routers
 
 
 class LoadCounter:
-    """Counts, per MoE layer, how often each expert is chosen in forward passes. ``counts``: int64 [layers, experts]."""
+    """Counts how often each expert is chosen in forward passes; ``counts`` is int64 [MoE layers, experts]."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._routers = routers(model)
-        first = self._routers[0]
+        self.routers = routers(model)
+        first = self.routers[0]
         self.counts = torch.zeros(
-            len(self._routers), first.num_experts, dtype=torch.int64, device=first.weight.device
+            len(self.routers), first.num_experts, dtype=torch.int64, device=first.weight.device
         )
-        for layer, router in enumerate(self._routers):
+        for layer, router in enumerate(self.routers):
             router.register_forward_hook(self._recorder(layer))
 
-    def _recorder(self, layer: int):  # type: ignore[no-untyped-def]
+    def _recorder(self, layer: int) -> Callable[[torch.nn.Module, object, tuple[torch.Tensor, ...]], None]:
         def record(_module: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
             chosen = outputs[2].detach().flatten()
             self.counts[layer].scatter_add_(0, chosen, torch.ones_like(chosen))
@@ -34,14 +35,14 @@ class LoadCounter:
         return counts
 
     def balance(self, counts: torch.Tensor, step: float) -> None:
-        """Auxiliary-loss-free balancing: under-loaded experts' correction bias goes up by ``step``, others' down.
+        """Auxiliary-loss-free balancing: correction biases of under-loaded experts rise by ``step``, others fall.
 
-        DeepSeek-V3 Technical Report (arXiv 2412.19437), section 2.1.2. The bias only decides which experts are
-        chosen, never their weights.
+        DeepSeek-V3 Technical Report (arXiv 2412.19437), section 2.1.2. The bias only decides which experts
+        are chosen, never their weights.
         """
         loads = counts.float()
         signs = torch.sign(loads.mean(dim=1, keepdim=True) - loads)
-        for router, sign in zip(self._routers, signs, strict=True):
+        for router, sign in zip(self.routers, signs, strict=True):
             router.e_score_correction_bias.add_(sign, alpha=step)
 
 

@@ -6,7 +6,8 @@ import hashlib
 import re
 
 _TYPOGRAPHY = str.maketrans(
-    {"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "--", "…": "...", "•": "-", "\u00a0": " ", "§": "", "ⓘ": ""}
+    {"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "--", "…": "...", "•": "-", "\u00a0": " "}
+    | {"§": "", "ⓘ": ""}
 )
 _DUPLICATE_MIN_CHARS = 60
 
@@ -19,7 +20,7 @@ def normalize(text: str) -> str:
 
 
 def is_usable(text: str) -> bool:
-    """Long enough, mostly ASCII letters, ordinary line lengths: no tables, other languages or minified code."""
+    """Long enough, mostly ASCII letters, ordinary lines: no tables, other languages or minified code."""
     if len(text) < 400:
         return False
     lines = text.splitlines()

@@ -16,7 +16,7 @@ CONTEXT_LENGTH = 2048
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Byte-level BPE: any bytes can be encoded; digits stand alone; ``END_OF_TEXT`` is 0, ``PADDING`` is 1."""
+    """Byte-level BPE: encodes any bytes; digits stand alone; ``END_OF_TEXT`` is 0, ``PADDING`` is 1."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -50,6 +50,6 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> npt.NDArray[np.u
     end = tokenizer.token_to_id(END_OF_TEXT)
     pieces = []
     for start in range(0, len(texts), 256):
-        for encoding in tokenizer.encode_batch(texts[start : start + 256]):
-            pieces.append(np.array([*encoding.ids, end], dtype=np.uint16))
+        encodings = tokenizer.encode_batch(texts[start : start + 256])
+        pieces += [np.array([*encoding.ids, end], dtype=np.uint16) for encoding in encodings]
     return np.concatenate(pieces)

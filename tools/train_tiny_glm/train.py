@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be chosen on the command line; training ends at ``steps`` or ``minutes``, whichever comes first."""
+    """What the command line sets; training ends at ``steps`` or ``minutes``, whichever comes first."""
 
     work: Path
     model: Path
@@ -36,8 +36,8 @@ class Settings:
     steps: int = 1_000_000
     batch: int = 32
     sequence: int = 2048
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.05
+    learning_rate: float = 6e-3
+    weight_decay: float = 0.2
     warmup_steps: int = 300
     balance_step: float = 1e-3
     evaluations: int = 24
@@ -53,7 +53,9 @@ def _settings() -> Settings:
     parser.add_argument("--compile", action="store_true")
     for name, default in (("device", "cuda"), ("minutes", 8.0), ("steps", 1_000_000), ("batch", 32)):
         parser.add_argument(f"--{name}", type=type(default), default=default)
-    for name, default in (("sequence", 2048), ("learning-rate", 3e-3), ("seed", 0), ("evaluations", 24)):
+    for name, default in (("sequence", 2048), ("seed", 0), ("evaluations", 24)):
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    for name, default in (("learning-rate", 6e-3), ("weight-decay", 0.2)):
         parser.add_argument(f"--{name}", type=type(default), default=default)
     values = vars(parser.parse_args())
     return Settings(**{**values, "out": values["out"] or values["model"]})
@@ -65,13 +67,16 @@ def _batches(tokens: torch.Tensor, settings: Settings) -> Iterator[torch.Tensor]
     offsets = torch.arange(settings.sequence + 1, device=tokens.device)
     while True:
         starts = torch.randint(
-            len(tokens) - settings.sequence - 1, (settings.batch, 1), generator=generator, device=tokens.device
+            len(tokens) - settings.sequence - 1,
+            (settings.batch, 1),
+            generator=generator,
+            device=tokens.device,
         )
         yield tokens[starts + offsets].long()
 
 
 class MasterWeights:
-    """Float32 copies of bfloat16 parameters, updated by AdamW; matrices decay, norms and embeddings do not."""
+    """Float32 copies of bfloat16 parameters, updated by AdamW; matrices decay, norms and embedding do not."""
 
     def __init__(self, model: torch.nn.Module, settings: Settings) -> None:
         named = list(model.named_parameters())
@@ -80,7 +85,9 @@ class MasterWeights:
         decays = [parameter.dim() >= 2 and "embed_tokens" not in name for name, parameter in named]
         groups = [
             {
-                "params": [master for master, decay in zip(self._masters, decays, strict=True) if decay is wanted],
+                "params": [
+                    master for master, decay in zip(self._masters, decays, strict=True) if decay is wanted
+                ],
                 "weight_decay": settings.weight_decay if wanted else 0.0,
             }
             for wanted in (True, False)
@@ -131,11 +138,12 @@ class Run:
         return min(1.0, max(step / self.settings.steps, minutes / self.settings.minutes))
 
     def evaluate(self, step: int, **figures: float) -> None:
-        """Logs perplexities and the expert loads on held-out text; saves the model when it is the best so far."""
+        """Logs perplexities and expert loads on held-out text; saves the model when it is the best so far."""
         self.model.eval()
         self.counter.take()
         losses = {
-            name: mean_loss(self.model, tokens, self.settings.sequence) for name, tokens in self.held_out.items()
+            name: mean_loss(self.model, tokens, self.settings.sequence)
+            for name, tokens in self.held_out.items()
         }
         counts = self.counter.take()
         self.model.train()
@@ -174,8 +182,8 @@ class Run:
             self.counter.balance(self.counter.take(), settings.balance_step * decay)
             step, recent_steps = step + 1, recent_steps + 1
             recent += loss.detach()
-            if self.progress(step) * settings.evaluations >= evaluated + 1:
-                evaluated += 1
+            if (due := int(self.progress(step) * settings.evaluations)) > evaluated:
+                evaluated = due
                 self.evaluate(step, loss=float(recent) / recent_steps, learning_rate=rate)
                 recent.zero_()
                 recent_steps = 0
@@ -185,7 +193,9 @@ class Run:
         GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=1, do_sample=False).save_pretrained(
             self.settings.out
         )
-        used = {name: str(value) for name, value in asdict(self.settings).items() if not isinstance(value, Path)}
+        used = {
+            name: str(value) for name, value in asdict(self.settings).items() if not isinstance(value, Path)
+        }
         (self.settings.work / "settings.json").write_text(json.dumps(used, indent=1) + "\n", encoding="utf-8")
         self.log.close()
 

@@ -1,0 +1,103 @@
+"""Blocks and decoder layers of five architectures: ONNX Runtime against Torch with the same FP4 weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+import onnx_moe
+from export.models import ARCHITECTURES, DecoderLayer, make_model, moe_block
+from onnx_moe.export import with_fp4_weights
+from onnx_moe.operators import DOMAIN
+
+#: Of the largest of a dozen roundings in a row, each of half a unit in the last place: 2^-24 and 2^-11.
+TOLERANCES = {torch.float32: 3e-6, torch.float16: 6e-3}
+
+
+def _first(output: Any) -> torch.Tensor:
+    tensor: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+def _export_and_compare(module: torch.nn.Module, dtype: torch.dtype, path: Path, **options: Any) -> ir.Model:
+    """Exports from one size and compares at others, the empty batch among them."""
+    example = torch.randn(2, 3, 64, dtype=dtype)
+    onnx_moe.export(module, (example,), path, dynamic_shapes=({0: "batch", 1: "sequence"},), **options)
+    session = onnx_moe.InferenceSession(path)
+    (name,) = (value.name for value in session.get_inputs())
+    with with_fp4_weights(module, (example,), **options), torch.no_grad():
+        for batch, tokens in ((1, 1), (3, 7), (2, 40)):
+            x = torch.randn(batch, tokens, 64, dtype=dtype)
+            actual = session.run(None, {name: x.numpy()})[0].astype(np.float64)
+            expected = _first(module(x)).double().numpy()
+            error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+            assert error <= TOLERANCES[dtype], (batch, tokens, error)
+    return ir.load(path)
+
+
+def _operators(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph if node.domain == DOMAIN]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_block(model_type: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    block = moe_block(make_model(model_type, dtype))
+    model = _export_and_compare(block, dtype, tmp_path / "block.onnx")
+    assert _operators(model) == ["MoERouter", "MoEExpertGemmFP4", "MoEExpertGemmFP4"]
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_decoder_layer(model_type: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    layer = DecoderLayer(make_model(model_type))
+    model = _export_and_compare(layer, torch.float32, tmp_path / "layer.onnx")
+    assert _operators(model) == ["MoERouter", "MoEExpertGemmFP4", "MoEExpertGemmFP4"]
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "glm4_moe_lite"])
+def test_decoder_layer_in_float16(model_type: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    _export_and_compare(DecoderLayer(make_model(model_type, torch.float16)), torch.float16, tmp_path / "layer.onnx")
+
+
+@pytest.mark.parametrize("options", [{"format": "nvfp4"}, {"format": "fp4", "block_size": 32}, {"scale": "even"}], ids=str)
+def test_formats(options: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    model = _export_and_compare(
+        moe_block(make_model("deepseek_v3")), torch.float32, tmp_path / "block.onnx", **options
+    )
+    gemm = next(node for node in model.graph if node.op_type == "MoEExpertGemmFP4")
+    assert gemm.attributes.get_string("format", "mxfp4") == options.get("format", "mxfp4")
+
+
+def test_shared_experts_can_stay_as_they_are(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    block = moe_block(make_model("glm4_moe_lite"))
+    model = _export_and_compare(block, torch.float32, tmp_path / "block.onnx", fold_shared_experts=False)
+    router = next(node for node in model.graph if node.op_type == "MoERouter")
+    assert router.attributes.get_int("num_shared_experts", 0) == 0
+    assert sum(node.op_type == "MatMul" for node in model.graph) == 3, "gate, up and down of the shared expert"
+
+
+def test_a_bfloat16_module_is_exported_with_its_values(tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    block = moe_block(make_model("glm4_moe_lite", torch.bfloat16))
+    before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    path = tmp_path / "block.onnx"
+    onnx_moe.export(block, (torch.randn(1, 4, 64, dtype=torch.bfloat16),), path, dynamic_shapes=({1: "sequence"},))
+    session = onnx_moe.InferenceSession(path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
+
+    x = torch.randn(1, 9, 64)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    block = block.float()
+    with with_fp4_weights(block, (x,)), torch.no_grad():
+        expected = block(x).numpy()
+    assert np.linalg.norm(y - expected) <= TOLERANCES[torch.float32] * np.linalg.norm(expected)
