@@ -57,8 +57,8 @@ def adapt_stacked_experts(module: torch.nn.Module) -> ExpertLayer:
     down = Projection(facts.down_proj, facts.is_transposed, getattr(facts, "down_proj_bias", None))
     if up.matrix.shape[0] != down.matrix.shape[0] or up.matrix.shape[2] != down.matrix.shape[1]:
         raise ExportError(
-            f"{type(module).__name__}: {name} {list(up.matrix.shape)} and down_proj {list(down.matrix.shape)} do not fit "
-            "as [E, N, K]: register an adapter for this class."
+            f"{type(module).__name__}: {name} {list(up.matrix.shape)} and down_proj {list(down.matrix.shape)} do not "
+            "fit as [E, N, K]: register an adapter for this class."
         )
     activation = recognise_activation(module, up.matrix.shape[1])
     if activation is not None:

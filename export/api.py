@@ -182,20 +182,18 @@ def _target(
         return _Target(module, tuple(example_inputs), dynamic_shapes, input_names, output_names)
     if not is_decoder(module):
         raise ExportError(
-            f"example_inputs is None, but {type(module).__name__} is no causal language model of transformers: pass a tuple "
-            "of inputs that run it."
+            f"example_inputs is None, but {type(module).__name__} is no causal language model of transformers: pass "
+            "a tuple of inputs that run it."
         )
     if dynamic_shapes is not None or input_names is not None or output_names is not None:
         raise ExportError(
-            "A decoder's names and dynamic shapes are given: leave out dynamic_shapes, input_names and output_names, or pass "
-            "example_inputs."
+            "A decoder's names and dynamic shapes are given: leave out dynamic_shapes, input_names and output_names, or "
+            "pass example_inputs."
         )
     with _evaluating(module):
         dtype = next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
         inputs = decoder_inputs(cache_layers(module), dtype)
-    return _Target(
-        Decoder(module), inputs.example, inputs.dynamic_shapes, inputs.input_names, inputs.output_names
-    )
+    return _Target(Decoder(module), inputs.example, inputs.dynamic_shapes, inputs.input_names, inputs.output_names)
 
 
 @contextmanager
@@ -212,7 +210,7 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Torch's exporter says of its own parts: operators of packages that are not installed, deprecations."""
+    """Without what Torch's exporter says of its own parts: operators of absent packages, deprecations."""
     torch_logger = logging.getLogger("torch.onnx")
     level = torch_logger.level
     torch_logger.setLevel(logging.ERROR)

@@ -73,8 +73,8 @@ def cache_layers(model: Any) -> list[CacheLayer]:
     layers = getattr(output.past_key_values, "layers", [])
     if not layers or not all(getattr(layer, "keys", None) is not None for layer in layers):
         raise ExportError(
-            f"{type(model).__name__} keeps another state than keys and values for each layer: export its blocks or layers "
-            "instead."
+            f"{type(model).__name__} keeps another state than keys and values for each layer: export its blocks or "
+            "layers instead."
         )
     return [
         CacheLayer(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[1], layer.values.shape[3])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,14 +29,12 @@ class MoELayer:
     top_k: int
     router_path: str | None = None
     router_module: torch.nn.Module | None = None
-    router: RouterMatch | NoMatch = NoMatch("no module's outputs feed the experts")
+    router: RouterMatch | NoMatch = field(default_factory=lambda: NoMatch("no module's outputs feed the experts"))
     shared_module: torch.nn.Module | None = None
     shared: SharedExpert | None = None
 
 
-def find_layers(
-    module: torch.nn.Module, run: Callable[[], object], fold_shared_experts: bool
-) -> list[MoELayer]:
+def find_layers(module: torch.nn.Module, run: Callable[[], object], fold_shared_experts: bool) -> list[MoELayer]:
     """The MoE layers that `run()`, a call of `module`, goes through, in the order of the module tree.
 
     The call is made with experts that return zeros: it shows which tensors reach the experts, not what comes out.
@@ -147,7 +145,11 @@ def _find_shared_expert(block: torch.nn.Module, layer: MoELayer) -> None:
     plain = all(isinstance(child, torch.nn.Linear) and child.bias is None for child in linear)
     rows = layer.experts.up.matrix.shape[1] // 2
     activation = layer.experts.activation
-    fits = plain and linear[0].weight.shape[0] % rows == 0 and linear[0].weight.shape[1] == layer.experts.up.matrix.shape[2]
+    fits = (
+        plain
+        and linear[0].weight.shape[0] % rows == 0
+        and linear[0].weight.shape[1] == layer.experts.up.matrix.shape[2]
+    )
     if not fits or not activation.get("gated") or layer.experts.up.bias is not None:
         return
     if activation.get("gate_layout") != "concatenated" or layer.experts.up.transposed:
@@ -156,7 +158,8 @@ def _find_shared_expert(block: torch.nn.Module, layer: MoELayer) -> None:
         logger.info("%s: the shared experts stay ordinary ops: the block does more than add them.", layer.path)
         return
     layer.shared_module = shared
-    layer.shared = SharedExpert(*(child.weight for child in linear), count=linear[0].weight.shape[0] // rows)
+    gate, up, down = (child.weight for child in linear)
+    layer.shared = SharedExpert(gate, up, down, gate.shape[0] // rows)
 
 
 def _is_added(block: torch.nn.Module, layer: MoELayer, shared: torch.nn.Module) -> bool:

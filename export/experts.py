@@ -36,8 +36,8 @@ class Quantization:
         block = get_format(self.format).resolve_block_size(self.block_size)
         if matrix.shape[-1] % block:
             raise ExportError(
-                f"{what} has K={matrix.shape[-1]}, which is no multiple of {self.format}'s block of {block}: use a format "
-                "with smaller blocks (nvfp4: 16), or a model whose sizes are multiples."
+                f"{what} has K={matrix.shape[-1]}, which is no multiple of {self.format}'s block of {block}: use a "
+                "format with smaller blocks (nvfp4: 16), or a model whose sizes are multiples."
             )
         return quantize(matrix, self.format, block_size=self.block_size, scale=self.scale)
 
@@ -101,13 +101,13 @@ def _run_experts(layer: MoELayer, quantization: Quantization) -> Callable[..., t
     gemm = torch.ops.onnx_moe.expert_gemm_fp4
     options = quantization.attributes()
 
-    def product(name: str, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor | None, **more: Any) -> torch.Tensor:
+    def product(
+        name: str, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor | None, **more: Any
+    ) -> torch.Tensor:
         buffers = [getattr(module, f"{name}_{key}", None) for key in ("weights", "scales", "global_scale", "bias")]
         return gemm(x, ids, *buffers, weights, **options, **more)  # type: ignore[no-any-return]
 
-    def forward(
-        hidden_states: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(hidden_states: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor) -> torch.Tensor:
         ids = expert_ids.to(torch.int32)
         hidden = product("up", hidden_states, ids, None, **({} if experts.gate else experts.activation))
         if experts.gate is not None:
@@ -130,9 +130,7 @@ def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[[torch.Tensor],
         # By name and at run time, so that the trace sees the module's own parameters.
         weight, bias, correction = (getattr(module, name) if name else None for name in match.tensors)
         correction = None if correction is None else correction.float()
-        ids, weights, logits = torch.ops.onnx_moe.router(
-            rows, weight, bias, correction, **match.attributes, **shared
-        )
+        ids, weights, logits = torch.ops.onnx_moe.router(rows, weight, bias, correction, **match.attributes, **shared)
         values = {"ids": ids, "weights": weights, "logits": logits}
         return tuple(values[name] for name in match.output)
 

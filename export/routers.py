@@ -93,9 +93,7 @@ def _agree(ids: torch.Tensor, weights: torch.Tensor, our_ids: torch.Tensor, our_
     order, our_order = ids.argsort(-1), our_ids.argsort(-1)
     if not torch.equal(ids.gather(-1, order), our_ids.gather(-1, our_order).to(ids.dtype)):
         return False
-    return torch.allclose(
-        weights.float().gather(-1, order), our_weights.gather(-1, our_order), rtol=1e-4, atol=1e-6
-    )
+    return torch.allclose(weights.float().gather(-1, order), our_weights.gather(-1, our_order), rtol=1e-4, atol=1e-6)
 
 
 def _families(module: torch.nn.Module, top_k: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -107,9 +105,7 @@ def _families(module: torch.nn.Module, top_k: int) -> Iterator[tuple[str, dict[s
     group_forms: list[dict[str, Any]] = [{}]
     if groups > 1:
         for group_scoring in ("top2_sum", "max"):
-            group_forms.append(
-                {"num_groups": groups, "top_k_groups": top_k_groups, "group_scoring": group_scoring}
-            )
+            group_forms.append({"num_groups": groups, "top_k_groups": top_k_groups, "group_scoring": group_scoring})
     forms: list[tuple[str, dict[str, Any]]] = [
         ("softmax after top-k", {"scoring": "softmax_after_topk"}),
         ("sigmoid after top-k", {"scoring": "sigmoid_after_topk"}),

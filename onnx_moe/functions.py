@@ -115,7 +115,4 @@ def _build_function(specialisation: _Specialisation, overload: str, opset: int) 
 def _formal_attributes(definition: OperatorDefinition) -> list[ir.Attr]:
     """All attributes of the operator: a function declares what its nodes may carry, used or not."""
     kinds = {"int": ir.AttributeType.INT, "float": ir.AttributeType.FLOAT, "string": ir.AttributeType.STRING}
-    return [
-        ir.Attr(attribute.name, kinds[attribute.type], attribute.default)
-        for attribute in definition.attributes
-    ]
+    return [ir.Attr(attribute.name, kinds[attribute.type], attribute.default) for attribute in definition.attributes]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional
 
 from onnx_moe.errors import InvalidAttributeError
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
@@ -76,17 +78,13 @@ class Experts(nn.Module):
     is_transposed = False
     is_concatenated = True
 
-    def __init__(
-        self, hidden_size: int, intermediate_size: int, num_experts: int, activation: str = "silu"
-    ) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, activation: str = "silu") -> None:
         super().__init__()
         self.activation = _choose("activation", activation, tuple(_ACTIVATIONS))
         self.gate_up_proj = nn.Parameter(
             torch.randn(num_experts, 2 * intermediate_size, hidden_size) / hidden_size**0.5
         )
-        self.down_proj = nn.Parameter(
-            torch.randn(num_experts, hidden_size, intermediate_size) / intermediate_size**0.5
-        )
+        self.down_proj = nn.Parameter(torch.randn(num_experts, hidden_size, intermediate_size) / intermediate_size**0.5)
 
     def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
@@ -97,7 +95,7 @@ class Experts(nn.Module):
     ) -> torch.Tensor:
         """x [T, H], ids [T, k], weights [T, k] → [T, H]."""
         output = torch.zeros_like(hidden_states)
-        for expert in expert_ids.unique().tolist():
+        for expert in torch.unique(expert_ids).tolist():
             rows, slots = torch.where(expert_ids == expert)
             hidden = self._apply_gate(hidden_states[rows] @ self.gate_up_proj[expert].T)
             weighted = (hidden @ self.down_proj[expert].T) * expert_weights[rows, slots, None]
@@ -159,7 +157,7 @@ class SparseMoE(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
         weights, ids = self.router(rows)
-        output = self.experts(rows, ids, weights).view_as(x)
+        output: torch.Tensor = self.experts(rows, ids, weights).view_as(x)
         if self.shared_experts is not None:
             output = output + self.shared_experts(x)
         return output

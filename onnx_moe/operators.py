@@ -115,8 +115,7 @@ class RouterAttributes:
         """InvalidAttributeError if a router of `num_experts` experts cannot have these attributes."""
         if num_experts % self.num_groups:
             raise InvalidAttributeError(
-                f"{ROUTER}: num_groups={self.num_groups} does not divide the {num_experts} experts: "
-                "use a divisor."
+                f"{ROUTER}: num_groups={self.num_groups} does not divide the {num_experts} experts: use a divisor."
             )
         experts_per_group = num_experts // self.num_groups
         if self.num_groups > 1 and self.group_scoring == "top2_sum" and experts_per_group < 2:
@@ -129,8 +128,7 @@ class RouterAttributes:
         if self.top_k > candidates:
             groups = f" in top_k_groups={self.top_k_groups} groups" if self.num_groups > 1 else ""
             raise InvalidAttributeError(
-                f"{ROUTER}: top_k={self.top_k} is more than the {candidates} experts{groups}: use at most "
-                f"{candidates}."
+                f"{ROUTER}: top_k={self.top_k} is more than the {candidates} experts{groups}: use at most {candidates}."
             )
 
 
@@ -159,9 +157,7 @@ def validate_attributes(operator: str, attributes: Mapping[str, Any]) -> dict[st
     known = {attribute.name: attribute for attribute in definition.attributes}
     for name in attributes:
         if name not in known:
-            raise InvalidAttributeError(
-                f"{operator}: attribute {name!r} is unknown: use one of {', '.join(known)}."
-            )
+            raise InvalidAttributeError(f"{operator}: attribute {name!r} is unknown: use one of {', '.join(known)}.")
     complete: dict[str, Any] = {}
     for name, attribute in known.items():
         if name in attributes:
@@ -193,8 +189,7 @@ def _check_router_combination(attributes: Mapping[str, Any]) -> None:
     num_groups, top_k_groups = attributes["num_groups"], attributes["top_k_groups"]
     if top_k_groups > num_groups:
         raise InvalidAttributeError(
-            f"{ROUTER}: top_k_groups={top_k_groups} is more than num_groups={num_groups}: use at most "
-            f"{num_groups}."
+            f"{ROUTER}: top_k_groups={top_k_groups} is more than num_groups={num_groups}: use at most {num_groups}."
         )
 
 
@@ -293,9 +288,7 @@ def _schema(definition: OperatorDefinition) -> OpSchema:
 
 
 def _formal_parameter(value: ValueDefinition) -> OpSchema.FormalParameter:
-    option = (
-        OpSchema.FormalParameterOption.Optional if value.optional else OpSchema.FormalParameterOption.Single
-    )
+    option = OpSchema.FormalParameterOption.Optional if value.optional else OpSchema.FormalParameterOption.Single
     return OpSchema.FormalParameter(value.name, value.type, value.doc, param_option=option)
 
 

@@ -55,7 +55,8 @@ def _as_array(weights: NDArray[Any] | torch.Tensor) -> tuple[NDArray[Any], str]:
     name = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}.get(weights.dtype.name)
     if name is None:
         raise InvalidInputError(
-            f"weights are {weights.dtype.name}: only float32, float16 and bfloat16 can be quantized; convert them first."
+            f"weights are {weights.dtype.name}: only float32, float16 and bfloat16 can be quantized; convert "
+            "them first."
         )
     return np.ascontiguousarray(weights), name
 

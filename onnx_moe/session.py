@@ -38,7 +38,7 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
     session_options.add_session_config_entry(_REGISTERED, "1")
 
 
-def InferenceSession(  # noqa: N802 - it stands in for onnxruntime.InferenceSession
+def InferenceSession(
     path_or_bytes: str | os.PathLike[str] | bytes,
     sess_options: onnxruntime.SessionOptions | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),

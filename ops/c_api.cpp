@@ -54,7 +54,11 @@ BlockFormat block_format(int32_t format, int32_t block_size) {
 }
 
 Fp4Matrix fp4_matrix(const onnx_moe_fp4_matrix& matrix) {
-  return {block_format(matrix.format, matrix.block_size), matrix.rows, matrix.columns, matrix.codes, matrix.scales,
+  return {block_format(matrix.format, matrix.block_size),
+          matrix.rows,
+          matrix.columns,
+          matrix.codes,
+          matrix.scales,
           matrix.global_scale};
 }
 
@@ -99,7 +103,8 @@ int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* weights) {
 int onnx_moe_group_tokens(const int32_t* expert_ids, int64_t assignments, int64_t num_experts, int64_t* order,
                           int64_t* offsets, int64_t* inverse) {
   return guarded([&] {
-    onnx_moe::group_tokens_by_expert<int32_t, int64_t>(expert_ids, assignments, 1, num_experts, order, offsets, inverse);
+    onnx_moe::group_tokens_by_expert<int32_t, int64_t>(expert_ids, assignments, 1, num_experts, order, offsets,
+                                                       inverse);
   });
 }
 
@@ -134,21 +139,22 @@ int onnx_moe_expert_gemm(const onnx_moe_expert_gemm_args* args) {
                                           args->alpha,
                                           args->beta,
                                           args->limit};
-    const onnx_moe::ExpertWeights weights{onnx_moe::block_format(args->format, args->block_size),
-                                          args->num_experts,
-                                          args->rows,
-                                          args->columns,
-                                          args->weights,
-                                          args->scales,
-                                          args->global_scale,
-                                          args->global_scale ? args->global_scales : 1,
-                                          args->bias ? onnx_moe::element_type(args->bias_type) : onnx_moe::ElementType::kFloat,
-                                          args->bias};
+    const onnx_moe::ExpertWeights weights{
+        onnx_moe::block_format(args->format, args->block_size),
+        args->num_experts,
+        args->rows,
+        args->columns,
+        args->weights,
+        args->scales,
+        args->global_scale,
+        args->global_scale ? args->global_scales : 1,
+        args->bias ? onnx_moe::element_type(args->bias_type) : onnx_moe::ElementType::kFloat,
+        args->bias};
     onnx_moe::validate(weights, activation);
     onnx_moe::SerialHost host;
     onnx_moe::expert_gemm(onnx_moe::current_kernel(), activation, weights,
-                          {onnx_moe::element_type(args->type), args->tokens, args->slots, args->x_per_slot != 0, args->x,
-                           args->expert_ids, args->expert_weights, args->y},
+                          {onnx_moe::element_type(args->type), args->tokens, args->slots, args->x_per_slot != 0,
+                           args->x, args->expert_ids, args->expert_weights, args->y},
                           host);
   });
 }

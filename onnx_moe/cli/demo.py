@@ -49,13 +49,13 @@ def _show_text(console: Console, result: TextResult) -> None:
     console.print(Panel(body, title="A trained model, exported whole, writes"))
     console.print(
         f"{result.parameters / 1e6:.1f} M parameters, {megabytes(result.module_bytes)} in bfloat16, "
-        f"{megabytes(result.model_bytes)} as ONNX. Greedy text: {result.agreeing_tokens} of {result.new_tokens} tokens are those of Torch "
-        "with the same FP4 weights.",
+        f"{megabytes(result.model_bytes)} as ONNX. Greedy text: {result.agreeing_tokens} of {result.new_tokens} tokens are "
+        "those of Torch with the same FP4 weights.",
         highlight=False,
     )
     console.print(
-        f"Perplexity on held-out text: Torch bfloat16 {result.perplexity_torch:.3f}, plugin {result.perplexity_plugin:.3f}, "
-        f"stock ONNX Runtime on the portable bodies {result.perplexity_stock:.3f}.",
+        f"Perplexity on held-out text: Torch bfloat16 {result.perplexity_torch:.3f}, plugin "
+        f"{result.perplexity_plugin:.3f}, stock ONNX Runtime on the portable bodies {result.perplexity_stock:.3f}.",
         highlight=False,
     )
 
@@ -80,8 +80,8 @@ def _show_block(console: Console, result: BlockResult) -> None:
         )
     console.print(table)
     console.print(
-        "Errors are relative to float64: of the weights that each one computes with, and of the original weights. The block's "
-        "weights are random. QMoE has no sigmoid router and no shared experts: it gets the routing made, and the shared expert as "
-        "one that every token chooses.",
+        "Errors are relative to float64: of the weights that each one computes with, and of the original weights. "
+        "The block's weights are random. QMoE has no sigmoid router and no shared experts: it gets the routing made, "
+        "and the shared expert as one that every token chooses.",
         highlight=False,
     )

@@ -20,8 +20,8 @@ def export(
         str,
         typer.Argument(
             metavar="MODULE:CALLABLE",
-            help="A Python function without arguments that returns (module, example_inputs); example_inputs may be None for "
-            "a causal language model of transformers.",
+            help="A Python function without arguments that returns (module, example_inputs); example_inputs may be None "
+            "for a causal language model of transformers.",
         ),
     ],
     output: Annotated[Path, typer.Argument(help="The .onnx file to write; weights go to OUTPUT.data beside it.")],
@@ -29,9 +29,7 @@ def export(
     block_size: Annotated[int, typer.Option(help="Weights to a scale; 0 is the format's own.")] = 0,
     scale: Annotated[str, typer.Option(help="How block scales are chosen: mse, even, ceil, floor or rceil.")] = "mse",
     accuracy_level: Annotated[int, typer.Option(help="0: float32; 4: int8 activations are enough.")] = 0,
-    fold_shared_experts: Annotated[
-        bool, typer.Option(help="Append shared experts to the routed ones, in FP4.")
-    ] = True,
+    fold_shared_experts: Annotated[bool, typer.Option(help="Append shared experts to the routed ones, in FP4.")] = True,
     functions: Annotated[bool, typer.Option(help="Carry bodies that run without the plugin.")] = True,
 ) -> None:
     """Export a Torch module with MoE layers to ONNX with FP4 experts."""
@@ -77,7 +75,9 @@ def _call(source: str) -> tuple[Any, Any]:
     try:
         function = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise ExportError(f"{source!r} cannot be loaded: {error}. Run from the folder that holds {module_name}.") from error
+        raise ExportError(
+            f"{source!r} cannot be loaded: {error}. Run from the folder that holds {module_name}."
+        ) from error
     result = function()
     if not isinstance(result, tuple) or len(result) != 2:
         raise ExportError(f"{source} returns a {type(result).__name__}: return (module, example_inputs).")

@@ -58,6 +58,7 @@ def make_block() -> Glm4MoeLiteMoE:
         num_experts_per_tok=TOP_K,
         n_shared_experts=1,
     )
+    config._experts_implementation = "eager"
     torch.manual_seed(0)
     with torch.device("meta"):
         block = Glm4MoeLiteMoE(config).to(torch.bfloat16)
@@ -153,11 +154,12 @@ def run_block(folder: Path, progress: Callable[[str], None]) -> BlockResult:
 
     def run_torch(rows: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            return block(torch.from_numpy(rows)[None].bfloat16())[0].float().numpy()
+            y: NDArray[np.float32] = block(torch.from_numpy(rows)[None].bfloat16())[0].float().numpy()
+            return y
 
     def run_plugin(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        (y,) = session.run(None, {session.get_inputs()[0].name: rows[None]})
-        return y[0]
+        y: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: rows[None]})[0][0]
+        return y
 
     y_torch, y_plugin = run_torch(x), run_plugin(x)
     (y_peer,) = peer.run(None, peer_feeds[_REFERENCE_TOKENS][0])
@@ -175,7 +177,11 @@ def run_block(folder: Path, progress: Callable[[str], None]) -> BlockResult:
         nodes=Counter(node.operator for node in inspection.nodes),
         implementations=[
             Implementation(
-                "Torch bfloat16", torch_bytes, _relative_error(y_torch, exact), _relative_error(y_torch, exact), timing("torch")
+                "Torch bfloat16",
+                torch_bytes,
+                _relative_error(y_torch, exact),
+                _relative_error(y_torch, exact),
+                timing("torch"),
             ),
             Implementation(
                 "ONNX Runtime + plugin",
@@ -213,9 +219,7 @@ def _quantize_all(block: Glm4MoeLiteMoE) -> tuple[QuantizedWeights, QuantizedWei
 
 
 def _decode(weights: QuantizedWeights, expert: int) -> NDArray[np.float64]:
-    one = QuantizedWeights(
-        weights.weights[expert], weights.scales[expert], None, weights.format, weights.block_size
-    )
+    one = QuantizedWeights(weights.weights[expert], weights.scales[expert], None, weights.format, weights.block_size)
     return dequantize(one).astype(np.float64)
 
 

@@ -35,7 +35,7 @@ class OnnxDecoder:
         attention_mask: NDArray[np.int64],
         cache: dict[str, NDArray[np.generic]],
     ) -> tuple[NDArray[np.floating], dict[str, NDArray[np.generic]]]:
-        """Logits [batch, tokens, vocabulary] of `input_ids` [batch, tokens] after `cache`, and the cache behind them."""
+        """Logits [batch, tokens, vocabulary] of `input_ids` [batch, tokens] after `cache`, and the cache then."""
         logits, *present = self._session.run(
             self._outputs, {"input_ids": input_ids, "attention_mask": attention_mask, **cache}
         )

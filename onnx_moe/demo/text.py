@@ -66,7 +66,7 @@ def run_text(folder: Path, progress: Callable[[str], None]) -> TextResult:
         module_bytes=report.module_bytes,
         model_bytes=report.model_bytes,
         prompt=PROMPT,
-        text=tokenizer.decode(written),
+        text=str(tokenizer.decode(written)),
         new_tokens=NEW_TOKENS,
         agreeing_tokens=sum(ours == theirs for ours, theirs in zip(written, expected, strict=True)),
         perplexity_torch=perplexity_torch,

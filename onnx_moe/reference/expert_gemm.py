@@ -149,6 +149,10 @@ def check_expert_gemm_inputs(
             f"{EXPERT_GEMM}: expert_ids is a {expert_ids.dtype} of shape {list(expert_ids.shape)}: pass "
             "int32 [..., k]."
         )
+    if expert_ids.shape[-1] == 0:
+        raise InvalidInputError(
+            f"{EXPERT_GEMM}: expert_ids has shape {list(expert_ids.shape)}: pass [..., k] with k of at least 1."
+        )
     if x.ndim not in (expert_ids.ndim, expert_ids.ndim + 1) or x.shape[-1] != columns:
         raise InvalidInputError(
             f"{EXPERT_GEMM}: x has shape {list(x.shape)}: expert_ids of shape {list(expert_ids.shape)} and "

@@ -22,8 +22,10 @@ void validate(const Activation& activation, int64_t rows) {
     require(rows % 2 == 0, "gated needs an even number of weight rows (gate and up), not ", rows);
     return;
   }
-  require(!activation.interleaved, "gate_layout 'interleaved' does nothing without gated: set gated to 1, or leave it out");
-  require(activation.beta == 0.0f, "beta ", activation.beta, " does nothing without gated: set gated to 1, or leave it out");
+  require(!activation.interleaved,
+          "gate_layout 'interleaved' does nothing without gated: set gated to 1, or leave it out");
+  require(activation.beta == 0.0f, "beta ", activation.beta,
+          " does nothing without gated: set gated to 1, or leave it out");
   require(activation.limit == 0.0f, "limit ", activation.limit,
           " does nothing without gated: set gated to 1, or leave it out");
 }

@@ -80,8 +80,8 @@ void load_bias(const Call& call, const Tile& tile, const TileRows& rows, TileBia
   const ExpertWeights& weights = call.weights;
   if (!weights.bias) return;
   const auto widen = [&](int64_t first, int64_t count, float* target) {
-    call.kernel.widen(weights.bias_type, element_at(weights.bias_type, weights.bias, tile.expert * weights.rows + first),
-                      count, target);
+    call.kernel.widen(weights.bias_type,
+                      element_at(weights.bias_type, weights.bias, tile.expert * weights.rows + first), count, target);
   };
   bias.gate = bias.buffer;
   if (rows.step == 2) {
@@ -98,7 +98,8 @@ void load_bias(const Call& call, const Tile& tile, const TileRows& rows, TileBia
 void write_row(const Call& call, const Tile& tile, const Epilogue& epilogue, int64_t assignment) {
   const int64_t offset = assignment * call.output_columns + tile.first_column;
   if (call.results) return call.kernel.finish(epilogue, call.results + offset);
-  if (call.input.type == ElementType::kFloat) return call.kernel.finish(epilogue, static_cast<float*>(call.input.y) + offset);
+  if (call.input.type == ElementType::kFloat)
+    return call.kernel.finish(epilogue, static_cast<float*>(call.input.y) + offset);
   float row[kMaxTileColumns];
   call.kernel.finish(epilogue, row);
   call.kernel.narrow(call.input.type, row, tile.columns, element_at(call.input.type, call.input.y, offset));
@@ -136,8 +137,15 @@ void compute_tile(const Call& call, const Tile& tile) {
   load_bias(call, tile, rows, bias);
   const ExpertWeights& weights = call.weights;
   const float* scale = weights.global_scale ? weights.global_scale + tile.expert * weights.global_scales : nullptr;
-  Epilogue epilogue{&call.activation, gate,      up, rows.step, scale ? scale[0] : 1.0f, scale ? scale[weights.global_scales - 1] : 1.0f,
-                    bias.gate,        bias.up, tile.columns};
+  Epilogue epilogue{&call.activation,
+                    gate,
+                    up,
+                    rows.step,
+                    scale ? scale[0] : 1.0f,
+                    scale ? scale[weights.global_scales - 1] : 1.0f,
+                    bias.gate,
+                    bias.up,
+                    tile.columns};
   for (int64_t r = 0; r < tile.rows; ++r) {
     write_row(call, tile, epilogue, call.order[tile.first_row + r]);
     epilogue.gate += 2 * kMaxTileColumns;
@@ -161,7 +169,8 @@ void pack_rows(const Kernel& kernel, const ExpertGemmInput& input, int64_t depth
   const int64_t rows = input.x_per_slot ? input.tokens * input.slots : input.tokens;
   if (input.type == ElementType::kFloat) {
     const auto* x = static_cast<const float*>(input.x);
-    parallel_for_rows(host, rows, [&](int64_t row) { kernel.pack(x + row * depth, depth, packed + row * packed_size); });
+    parallel_for_rows(host, rows,
+                      [&](int64_t row) { kernel.pack(x + row * depth, depth, packed + row * packed_size); });
     return;
   }
   const int64_t tasks = (rows + kRowsPerTask - 1) / kRowsPerTask;
@@ -183,7 +192,8 @@ void combine(const Call& call, Host& host) {
     float* sum = direct ? static_cast<float*>(input.y) + token * columns : sums.data() + token / kRowsPerTask * columns;
     for (int64_t slot = 0; slot < input.slots; ++slot) {
       const int64_t assignment = token * input.slots + slot;
-      call.kernel.accumulate(input.expert_weights[assignment], call.results + assignment * columns, columns, slot == 0, sum);
+      call.kernel.accumulate(input.expert_weights[assignment], call.results + assignment * columns, columns, slot == 0,
+                             sum);
     }
     if (!direct) call.kernel.narrow(input.type, sum, columns, element_at(input.type, input.y, token * columns));
   });
@@ -195,8 +205,8 @@ void validate(const ExpertWeights& weights, const Activation& activation) {
   const int64_t block = weights.format.block_size;
   require(weights.num_experts > 0 && weights.rows > 0 && weights.columns > 0, "weights hold ", weights.num_experts,
           " experts of ", weights.rows, " rows and ", weights.columns, " columns: none of them may be 0");
-  require(weights.columns % block == 0, "weights have ", weights.columns, " columns (K), which is no multiple of the block of ",
-          block, ": pad K with zeros");
+  require(weights.columns % block == 0, "weights have ", weights.columns,
+          " columns (K), which is no multiple of the block of ", block, ": pad K with zeros");
   validate(activation, weights.rows);
   require(weights.global_scales == 1 || activation.gated,
           "global_scale has two columns (gate, up), but gated is 0: use one scale an expert");
@@ -209,8 +219,8 @@ void expert_gemm(const Kernel& kernel, const Activation& activation, const Exper
   const Scratch<int64_t> groups(host, assignments + weights.num_experts + 1);
   int64_t* order = groups.data();
   int64_t* offsets = order + assignments;
-  group_tokens_by_expert<int32_t, int64_t>(input.expert_ids, assignments, input.slots, weights.num_experts, order, offsets,
-                                           nullptr);
+  group_tokens_by_expert<int32_t, int64_t>(input.expert_ids, assignments, input.slots, weights.num_experts, order,
+                                           offsets, nullptr);
 
   const int64_t packed_size = kernel.packed_size(weights.columns);
   const Scratch<float> packed(host, (input.x_per_slot ? assignments : input.tokens) * packed_size);
@@ -218,7 +228,7 @@ void expert_gemm(const Kernel& kernel, const Activation& activation, const Exper
 
   const int64_t output_columns = activation.output_columns(weights.rows);
   const Scratch<float> results(host, input.expert_weights ? assignments * output_columns : 1);
-  const Call call{kernel,        activation,  weights,      input,
+  const Call call{kernel,        activation,    weights,     input,
                   order,         packed.data(), packed_size, input.expert_weights ? results.data() : nullptr,
                   output_columns};
 

@@ -19,10 +19,12 @@ const char* format_name(Format format) {
 BlockFormat make_block_format(Format format, int64_t block_size) {
   switch (format) {
     case Format::kMxfp4:
-      require(block_size == 0 || block_size == 32, "block_size ", block_size, " is not mxfp4's: use 32, or leave it out");
+      require(block_size == 0 || block_size == 32, "block_size ", block_size,
+              " is not mxfp4's: use 32, or leave it out");
       return {format, 32};
     case Format::kNvfp4:
-      require(block_size == 0 || block_size == 16, "block_size ", block_size, " is not nvfp4's: use 16, or leave it out");
+      require(block_size == 0 || block_size == 16, "block_size ", block_size,
+              " is not nvfp4's: use 16, or leave it out");
       return {format, 16};
     case Format::kFp4:
       require(block_size == 0 || block_size == 32 || block_size == 64 || block_size == 128, "block_size ", block_size,

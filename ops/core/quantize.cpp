@@ -199,8 +199,8 @@ void store_scale(const Fp4Matrix& matrix, int64_t index, int code) {
 
 void quantize(const Kernel& kernel, const void* weights, ElementType type, ScaleRule rule, const Fp4Matrix& matrix) {
   const int64_t block_size = matrix.format.block_size;
-  require(matrix.columns % block_size == 0, "weights have ", matrix.columns, " columns, which is no multiple of the block of ",
-          block_size, ": pad them with zeros");
+  require(matrix.columns % block_size == 0, "weights have ", matrix.columns,
+          " columns, which is no multiple of the block of ", block_size, ": pad them with zeros");
   require(std::isfinite(matrix.global_scale) && matrix.global_scale > 0.0f, "global_scale ", matrix.global_scale,
           " is not a positive number");
   const BlockQuantizer quantizer(matrix.format, rule, matrix.global_scale);

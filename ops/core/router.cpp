@@ -174,7 +174,8 @@ Scoring parse_scoring(const std::string& name) {
   if (name == "sqrt_softplus") return Scoring::kSqrtSoftplus;
   if (name == "softmax_after_topk") return Scoring::kSoftmaxAfterTopK;
   if (name == "sigmoid_after_topk") return Scoring::kSigmoidAfterTopK;
-  fail("scoring '", name, "' is unknown: use softmax, sigmoid, sqrt_softplus, softmax_after_topk or sigmoid_after_topk");
+  fail("scoring '", name,
+       "' is unknown: use softmax, sigmoid, sqrt_softplus, softmax_after_topk or sigmoid_after_topk");
 }
 
 GroupScoring parse_group_scoring(const std::string& name) {
@@ -190,8 +191,8 @@ void validate(const RouterAttributes& attributes, int64_t num_experts) {
   require(attributes.top_k_groups >= 1 && attributes.top_k_groups <= groups, "top_k_groups ", attributes.top_k_groups,
           " exceeds num_groups ", groups, ": use at most that many");
   const int64_t candidates = num_experts / groups * attributes.top_k_groups;
-  require(attributes.top_k >= 1 && attributes.top_k <= candidates, "top_k ", attributes.top_k, " exceeds the ", candidates,
-          " experts to choose from: use at most that many");
+  require(attributes.top_k >= 1 && attributes.top_k <= candidates, "top_k ", attributes.top_k, " exceeds the ",
+          candidates, " experts to choose from: use at most that many");
   require(attributes.group_scoring == GroupScoring::kMax || groups == 1 || num_experts / groups >= 2,
           "group_scoring 'top2_sum' needs groups of two experts or more, not ", num_experts / groups);
 }

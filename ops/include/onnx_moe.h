@@ -64,9 +64,9 @@ typedef struct onnx_moe_fp4_matrix {
   int32_t block_size;
   int64_t rows;
   int64_t columns;
-  uint8_t* codes;       /* [rows, columns / 2], low nibble = even column */
-  void* scales;         /* [rows, columns / block_size] */
-  float global_scale;   /* multiplies every weight; 1 where the format has none */
+  uint8_t* codes;     /* [rows, columns / 2], low nibble = even column */
+  void* scales;       /* [rows, columns / block_size] */
+  float global_scale; /* multiplies every weight; 1 where the format has none */
 } onnx_moe_fp4_matrix;
 
 /* Quantises weights [rows, columns] of `type` into `out` (global_scale is an input: divide by it first).
@@ -87,8 +87,8 @@ ONNX_MOE_API int onnx_moe_group_tokens(const int32_t* expert_ids, int64_t assign
 /* ---- the operators, without ONNX Runtime -------------------------------------------------------------------- */
 
 typedef struct onnx_moe_router_args {
-  int32_t type;                 /* of hidden_states */
-  int32_t gate_type;            /* of gate_weight and gate_bias */
+  int32_t type;      /* of hidden_states */
+  int32_t gate_type; /* of gate_weight and gate_bias */
   int64_t tokens;
   int64_t hidden_size;
   int64_t num_experts;
@@ -106,30 +106,30 @@ typedef struct onnx_moe_router_args {
   int64_t top_k_groups;
   const char* group_scoring;
   int64_t num_shared_experts;
-  int32_t* expert_ids;          /* [tokens, top_k + num_shared_experts] */
-  float* expert_weights;        /* likewise */
-  float* router_logits;         /* [tokens, num_experts] or NULL */
+  int32_t* expert_ids;   /* [tokens, top_k + num_shared_experts] */
+  float* expert_weights; /* likewise */
+  float* router_logits;  /* [tokens, num_experts] or NULL */
 } onnx_moe_router_args;
 
 ONNX_MOE_API int onnx_moe_router(const onnx_moe_router_args* args);
 
 typedef struct onnx_moe_expert_gemm_args {
-  int32_t type;                 /* of x and y */
+  int32_t type; /* of x and y */
   int32_t bias_type;
   int64_t tokens;
-  int64_t slots;                /* k: experts of a token */
+  int64_t slots; /* k: experts of a token */
   int64_t num_experts;
-  int64_t rows;                 /* N */
-  int64_t columns;              /* K */
-  int32_t x_per_slot;           /* x is [tokens, slots, K] rather than [tokens, K] */
+  int64_t rows;       /* N */
+  int64_t columns;    /* K */
+  int32_t x_per_slot; /* x is [tokens, slots, K] rather than [tokens, K] */
   const void* x;
-  const int32_t* expert_ids;    /* [tokens, slots] */
-  const uint8_t* weights;       /* [num_experts, N, K / 2] */
-  const void* scales;           /* [num_experts, N, K / block_size] */
-  const float* global_scale;    /* NULL, [num_experts] or [num_experts, 2] */
-  int64_t global_scales;        /* a row's length: 1 or 2 */
-  const void* bias;             /* NULL or [num_experts, N] */
-  const float* expert_weights;  /* NULL or [tokens, slots]: combine */
+  const int32_t* expert_ids;   /* [tokens, slots] */
+  const uint8_t* weights;      /* [num_experts, N, K / 2] */
+  const void* scales;          /* [num_experts, N, K / block_size] */
+  const float* global_scale;   /* NULL, [num_experts] or [num_experts, 2] */
+  int64_t global_scales;       /* a row's length: 1 or 2 */
+  const void* bias;            /* NULL or [num_experts, N] */
+  const float* expert_weights; /* NULL or [tokens, slots]: combine */
   int32_t format;
   int32_t block_size;
   const char* activation;
@@ -138,7 +138,7 @@ typedef struct onnx_moe_expert_gemm_args {
   float alpha;
   float beta;
   float limit;
-  void* y;                      /* [tokens, slots, N'] or [tokens, N'] */
+  void* y; /* [tokens, slots, N'] or [tokens, N'] */
 } onnx_moe_expert_gemm_args;
 
 ONNX_MOE_API int onnx_moe_expert_gemm(const onnx_moe_expert_gemm_args* args);

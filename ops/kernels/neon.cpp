@@ -55,7 +55,9 @@ struct Neon {
     }
     return vld1q_u8(index);
   }
-  static Vector permute(Vector v, Index index) { return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(v), index)); }
+  static Vector permute(Vector v, Index index) {
+    return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(v), index));
+  }
 
   static Vector load_half(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
   static void store_half(uint16_t* p, Vector v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }

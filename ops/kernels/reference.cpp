@@ -109,7 +109,7 @@ void narrow(ElementType type, const float* source, int64_t count, void* target) 
 }  // namespace
 
 extern const Kernel kReferenceKernel;
-const Kernel kReferenceKernel = {"reference", supported, packed_size, pack,  fp4_products,
-                                 plain_products, finish, accumulate,  widen, narrow};
+const Kernel kReferenceKernel = {"reference",    supported, packed_size, pack,  fp4_products,
+                                 plain_products, finish,    accumulate,  widen, narrow};
 
 }  // namespace onnx_moe

@@ -259,7 +259,8 @@ struct VectorKernel {
   // ---- few rows: the codes go straight into the products ----
 
   template <int RowCount, int WeightRows>
-  static void multiply_few(const Fp4Tile& tile, const float* const* rows, int64_t weight_row, float* y, int64_t stride) {
+  static void multiply_few(const Fp4Tile& tile, const float* const* rows, int64_t weight_row, float* y,
+                           int64_t stride) {
     const ScaleSpread spread(tile.format.block_size);
     const int64_t row_bytes = tile.depth / 2;
     const uint8_t* codes = tile.codes + weight_row * row_bytes;
@@ -292,8 +293,8 @@ struct VectorKernel {
 
   template <int RowCount, int WeightRows>
   ONNX_MOE_INLINE static void add_chunk(const float* const (&rows)[RowCount], const Codes (&chunk)[WeightRows],
-                                        const RowScales (&scales)[WeightRows], const ScaleSpread& spread, int64_t column,
-                                        Vector (&total)[RowCount][WeightRows]) {
+                                        const RowScales (&scales)[WeightRows], const ScaleSpread& spread,
+                                        int64_t column, Vector (&total)[RowCount][WeightRows]) {
     Vector sum[RowCount][WeightRows];
     unroll<8>([&](auto nibble) ONNX_MOE_INLINE {
       Vector x[RowCount];

@@ -58,15 +58,17 @@ Sizes check_shapes(const InputShapes& shapes, const BlockFormat& format) {
     sizes.columns = weights->at(2) == kUnknown ? kUnknown : 2 * weights->at(2);
   }
   if (sizes.columns != kUnknown) {
-    require(sizes.columns % format.block_size == 0, "input weights has K = ", sizes.columns, " columns, which is no multiple of ",
-            format_name(format.format), "'s block of ", format.block_size, ": pad K with zeros");
+    require(sizes.columns % format.block_size == 0, "input weights has K = ", sizes.columns,
+            " columns, which is no multiple of ", format_name(format.format), "'s block of ", format.block_size,
+            ": pad K with zeros");
   }
   if (const auto& scales = shapes[kScales]) {
     const int64_t blocks = sizes.columns == kUnknown ? kUnknown : format.blocks(sizes.columns);
     expect_shape("scales", *scales, {sizes.num_experts, sizes.rows, blocks}, "[E, N, K/block]");
   }
   if (const auto& ids = shapes[kExpertIds]) {
-    require(!ids->empty() && ids->back() != 0, "input expert_ids has shape ", to_string(*ids), ", but must be [..., k] with k ≥ 1");
+    require(!ids->empty() && ids->back() != 0, "input expert_ids has shape ", to_string(*ids),
+            ", but must be [..., k] with k ≥ 1");
     sizes.slots = ids->back();
     if (const auto& x = shapes[kX]) check_x(*x, *ids, sizes);
     if (const auto& weights = shapes[kExpertWeights]) expect_shape("expert_weights", *weights, *ids, "[..., k]");
@@ -90,12 +92,12 @@ int64_t leading_rows(const Dimensions& ids) {
 
 }  // namespace
 
-ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
-                                       int type)
+ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo& info,
+                                       const OperatorDefinition& definition, int type)
     : ExpertGemmOperator(api, info, definition, type, Attributes(info, definition)) {}
 
-ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
-                                       int type, const Attributes& attributes)
+ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo& info,
+                                       const OperatorDefinition& definition, int type, const Attributes& attributes)
     : OperatorKernel(api, info, definition, type),
       format_(make_block_format(parse_format(attributes.text("format")), attributes.integer("block_size"))),
       activation_(read_activation(attributes)) {

@@ -14,10 +14,9 @@ std::string join(const Items& items, Name&& name) {
   return joined;
 }
 
-
 void check_range(const AttributeDefinition& attribute, double value) {
-  require(value >= attribute.minimum && value <= attribute.maximum && std::isfinite(value), "attribute ", attribute.name, " is ",
-          value, ": it must lie from ", attribute.minimum, " to ", attribute.maximum);
+  require(value >= attribute.minimum && value <= attribute.maximum && std::isfinite(value), "attribute ",
+          attribute.name, " is ", value, ": it must lie from ", attribute.minimum, " to ", attribute.maximum);
 }
 
 }  // namespace
@@ -44,8 +43,10 @@ std::string type_name(int type) {
 }
 
 void expect_shape(const char* input, const Dimensions& actual, const Dimensions& expected, const char* meaning) {
-  const bool matches = actual.size() == expected.size() && std::equal(actual.begin(), actual.end(), expected.begin(), fits);
-  require(matches, "input ", input, " has shape ", to_string(actual), ", but must be ", meaning, " = ", to_string(expected));
+  const bool matches =
+      actual.size() == expected.size() && std::equal(actual.begin(), actual.end(), expected.begin(), fits);
+  require(matches, "input ", input, " has shape ", to_string(actual), ", but must be ", meaning, " = ",
+          to_string(expected));
 }
 
 Attributes::Attributes(const ort::KernelInfo& info, const OperatorDefinition& definition) {
@@ -58,11 +59,13 @@ void Attributes::read(const ort::KernelInfo& info, const AttributeDefinition& at
     return value.value_or(fallback);
   };
   if (attribute.type == AttributeType::kInt) {
-    const int64_t value = value_or_default(info.int_attribute(attribute.name), static_cast<int64_t>(attribute.default_number));
+    const int64_t value =
+        value_or_default(info.int_attribute(attribute.name), static_cast<int64_t>(attribute.default_number));
     check_range(attribute, static_cast<double>(value));
     integers_[attribute.name] = value;
   } else if (attribute.type == AttributeType::kFloat) {
-    const float value = value_or_default(info.float_attribute(attribute.name), static_cast<float>(attribute.default_number));
+    const float value =
+        value_or_default(info.float_attribute(attribute.name), static_cast<float>(attribute.default_number));
     check_range(attribute, static_cast<double>(value));
     numbers_[attribute.name] = value;
   } else {
@@ -78,7 +81,8 @@ std::string node_label(const ort::KernelInfo& info, const OperatorDefinition& de
   return std::string(operator_domain()) + "." + definition.name + " node '" + info.node_name() + "'";
 }
 
-OperatorKernel::OperatorKernel(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition, int type)
+OperatorKernel::OperatorKernel(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
+                               int type)
     : api_(api),
       allocator_(info.allocator()),
       type_(static_cast<ElementType>(type)),

@@ -49,7 +49,8 @@ std::optional<Dimensions> dimensions_of(const std::optional<ort::ConstTensor>& t
 
 }  // namespace
 
-RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition, int type)
+RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
+                               int type)
     : OperatorKernel(api, info, definition, type), attributes_(read_attributes(Attributes(info, definition))) {
   const Sizes sizes = check_shapes(declared_shapes(info, definition), info.input_shape(kGateWeight).has_value());
   if (sizes.num_experts != kUnknown) validate(attributes_, sizes.num_experts);
@@ -60,8 +61,9 @@ void RouterOperator::compute(ort::KernelContext& context) {
   const std::optional<ort::ConstTensor> gate = context.input(kGateWeight);
   const std::optional<ort::ConstTensor> gate_bias = context.input(kGateBias);
   const std::optional<ort::ConstTensor> correction_bias = context.input(kCorrectionBias);
-  const Sizes sizes = check_shapes(
-      {hidden.dimensions(), dimensions_of(gate), dimensions_of(gate_bias), dimensions_of(correction_bias)}, gate.has_value());
+  const Sizes sizes =
+      check_shapes({hidden.dimensions(), dimensions_of(gate), dimensions_of(gate_bias), dimensions_of(correction_bias)},
+                   gate.has_value());
   validate(attributes_, sizes.num_experts);
 
   Dimensions dimensions = hidden.dimensions();

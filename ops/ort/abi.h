@@ -101,22 +101,26 @@ inline constexpr Function<26, OrtStatus*(const char*, OrtCustomOpDomain**)> Crea
 inline constexpr Function<27, OrtStatus*(OrtCustomOpDomain*, const OrtCustomOp*)> CustomOpDomain_Add{};
 inline constexpr Function<28, OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)> AddCustomOpDomain{};
 inline constexpr Function<51, OrtStatus*(OrtValue*, void**)> GetTensorMutableData{};
-inline constexpr Function<55, OrtStatus*(const OrtTypeInfo*, const OrtTensorTypeAndShapeInfo**)> CastTypeInfoToTensorInfo{};
+inline constexpr Function<55, OrtStatus*(const OrtTypeInfo*, const OrtTensorTypeAndShapeInfo**)>
+    CastTypeInfoToTensorInfo{};
 inline constexpr Function<57, OrtStatus*(OrtTensorTypeAndShapeInfo**)> CreateTensorTypeAndShapeInfo{};
 inline constexpr Function<58, OrtStatus*(OrtTensorTypeAndShapeInfo*, int)> SetTensorElementType{};
 inline constexpr Function<59, OrtStatus*(OrtTensorTypeAndShapeInfo*, const int64_t*, size_t)> SetDimensions{};
 inline constexpr Function<60, OrtStatus*(const OrtTensorTypeAndShapeInfo*, int*)> GetTensorElementType{};
 inline constexpr Function<61, OrtStatus*(const OrtTensorTypeAndShapeInfo*, size_t*)> GetDimensionsCount{};
 inline constexpr Function<62, OrtStatus*(const OrtTensorTypeAndShapeInfo*, int64_t*, size_t)> GetDimensions{};
-inline constexpr Function<63, OrtStatus*(const OrtTensorTypeAndShapeInfo*, const char**, size_t)> GetSymbolicDimensions{};
+inline constexpr Function<63, OrtStatus*(const OrtTensorTypeAndShapeInfo*, const char**, size_t)>
+    GetSymbolicDimensions{};
 inline constexpr Function<65, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)> GetTensorTypeAndShape{};
 inline constexpr Function<85, OrtStatus*(const OrtKernelInfo*, const char*, float*)> KernelInfoGetAttribute_float{};
 inline constexpr Function<86, OrtStatus*(const OrtKernelInfo*, const char*, int64_t*)> KernelInfoGetAttribute_int64{};
-inline constexpr Function<87, OrtStatus*(const OrtKernelInfo*, const char*, char*, size_t*)> KernelInfoGetAttribute_string{};
+inline constexpr Function<87, OrtStatus*(const OrtKernelInfo*, const char*, char*, size_t*)>
+    KernelInfoGetAttribute_string{};
 inline constexpr Function<88, OrtStatus*(const OrtKernelContext*, size_t*)> KernelContext_GetInputCount{};
 inline constexpr Function<89, OrtStatus*(const OrtKernelContext*, size_t*)> KernelContext_GetOutputCount{};
 inline constexpr Function<90, OrtStatus*(const OrtKernelContext*, size_t, const OrtValue**)> KernelContext_GetInput{};
-inline constexpr Function<91, OrtStatus*(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**)> KernelContext_GetOutput{};
+inline constexpr Function<91, OrtStatus*(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**)>
+    KernelContext_GetOutput{};
 inline constexpr Function<93, void(OrtStatus*)> ReleaseStatus{};
 inline constexpr Function<98, void(OrtTypeInfo*)> ReleaseTypeInfo{};
 inline constexpr Function<99, void(OrtTensorTypeAndShapeInfo*)> ReleaseTensorTypeAndShapeInfo{};
@@ -124,8 +128,10 @@ inline constexpr Function<230, OrtStatus*(const OrtKernelInfo*, size_t*)> Kernel
 inline constexpr Function<234, OrtStatus*(const OrtKernelInfo*, size_t, OrtTypeInfo**)> KernelInfo_GetInputTypeInfo{};
 inline constexpr Function<244, OrtStatus*(const OrtKernelInfo*, char*, size_t*)> KernelInfo_GetNodeName{};
 inline constexpr Function<245, OrtStatus*(const OrtKernelInfo*, const OrtLogger**)> KernelInfo_GetLogger{};
-inline constexpr Function<247, OrtStatus*(const OrtLogger*, int, const char*, const char*, int, const char*)> Logger_LogMessage{};
-inline constexpr Function<249, OrtStatus*(const OrtKernelInfo*, size_t, int*, const OrtValue**)> KernelInfoGetConstantInput_tensor{};
+inline constexpr Function<247, OrtStatus*(const OrtLogger*, int, const char*, const char*, int, const char*)>
+    Logger_LogMessage{};
+inline constexpr Function<249, OrtStatus*(const OrtKernelInfo*, size_t, int*, const OrtValue**)>
+    KernelInfoGetConstantInput_tensor{};
 inline constexpr Function<267, OrtStatus*(const OrtShapeInferContext*, size_t*)> ShapeInferContext_GetInputCount{};
 inline constexpr Function<268, OrtStatus*(const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**)>
     ShapeInferContext_GetInputTypeShape{};

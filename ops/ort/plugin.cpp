@@ -21,7 +21,9 @@ struct RegisteredOperator : OrtCustomOp {
   const OperatorDefinition* definition;
   int type;
 
-  static const RegisteredOperator& from(const OrtCustomOp* self) { return *static_cast<const RegisteredOperator*>(self); }
+  static const RegisteredOperator& from(const OrtCustomOp* self) {
+    return *static_cast<const RegisteredOperator*>(self);
+  }
 
   // Type of an input or output: 0 lets any through, which the kernel then checks by the definition.
   int type_of(const TensorDefinition& tensor) const {
@@ -56,8 +58,12 @@ int one(const OrtCustomOp*) { return 1; }
 void set_signature_callbacks(RegisteredOperator& op) {
   op.GetName = [](const OrtCustomOp* self) { return RegisteredOperator::from(self).definition->name.c_str(); };
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
-  op.GetInputTypeCount = [](const OrtCustomOp* self) { return RegisteredOperator::from(self).definition->inputs.size(); };
-  op.GetOutputTypeCount = [](const OrtCustomOp* self) { return RegisteredOperator::from(self).definition->outputs.size(); };
+  op.GetInputTypeCount = [](const OrtCustomOp* self) {
+    return RegisteredOperator::from(self).definition->inputs.size();
+  };
+  op.GetOutputTypeCount = [](const OrtCustomOp* self) {
+    return RegisteredOperator::from(self).definition->outputs.size();
+  };
   op.GetInputType = [](const OrtCustomOp* self, size_t i) {
     const auto& registered = RegisteredOperator::from(self);
     return registered.type_of(registered.definition->inputs[i]);
@@ -92,7 +98,9 @@ RegisteredOperator make_operator(const OrtApi* api, int type) {
   op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
     return static_cast<OperatorKernel*>(kernel)->run(context);
   };
-  op.KernelDestroy = [](void* kernel) { std::unique_ptr<OperatorKernel>(static_cast<OperatorKernel*>(kernel)).reset(); };
+  op.KernelDestroy = [](void* kernel) {
+    std::unique_ptr<OperatorKernel>(static_cast<OperatorKernel*>(kernel)).reset();
+  };
   op.InferOutputShapeFn = infer_shapes<Operator>;
   return op;
 }
@@ -134,8 +142,8 @@ const Domain& domain_for(const OrtApi* api) {
 OrtStatus* too_old(const OrtApiBase* base) {
   // Version 1 of the table is in every runtime, and holds CreateStatus.
   const OrtApi* oldest = base->GetApi(1);
-  const std::string message = std::string("onnx-moe needs ONNX Runtime ") + ort::kOldestRuntime + " or newer, this is " +
-                              base->GetVersionString() + ": pip install -U onnxruntime";
+  const std::string message = std::string("onnx-moe needs ONNX Runtime ") + ort::kOldestRuntime +
+                              " or newer, this is " + base->GetVersionString() + ": pip install -U onnxruntime";
   return ort::CreateStatus(oldest, ort::kFail, message.c_str());
 }
 

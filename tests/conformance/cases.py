@@ -147,9 +147,7 @@ def pairwise(settings: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     }
 
     def gain(picked: Mapping[str, int], name: str, value: int) -> int:
-        pairs = (
-            sorted(((name, value), other), key=lambda entry: indices[entry[0]]) for other in picked.items()
-        )
+        pairs = (sorted(((name, value), other), key=lambda entry: indices[entry[0]]) for other in picked.items())
         return sum(tuple(pair) in missing for pair in pairs)
 
     combinations = []
@@ -174,9 +172,7 @@ EPILOGUES: list[dict[str, Any]] = [
     {"activation": "silu", "alpha": 1.702},
     *(
         {"activation": name, "gated": True, "interleaved": interleaved}
-        for name, interleaved in itertools.product(
-            ("none", "silu", "gelu", "gelu_tanh", "relu", "relu2"), (0, 1)
-        )
+        for name, interleaved in itertools.product(("none", "silu", "gelu", "gelu_tanh", "relu", "relu2"), (0, 1))
     ),
     _SILU_CLAMPED,
     {**_SILU_CLAMPED, "interleaved": True},
@@ -240,9 +236,7 @@ _LARGE_GEMM_CASES = [
     GemmCase(rows=130, blocks=64, tokens=(5,), slots=4, num_experts=4),
     GemmCase(rows=70, blocks=129, tokens=(3,), format="nvfp4", global_scale="expert"),
     GemmCase(rows=64, blocks=9, tokens=(40,), format="fp4", dtype="float16", combine=True),
-    GemmCase(
-        rows=512, blocks=5, tokens=(70,), num_experts=4, gated=True, activation="silu", dtype="bfloat16"
-    ),
+    GemmCase(rows=512, blocks=5, tokens=(70,), num_experts=4, gated=True, activation="silu", dtype="bfloat16"),
 ]
 
 GEMM_CASES: list[GemmCase] = [
@@ -253,10 +247,10 @@ GEMM_CASES: list[GemmCase] = [
         GemmCase(weights="scale_nan", rows=34, gated=True, limit=1.0, activation=activation, combine=True)
         for activation in ("gelu", "gelu_tanh", "relu", "relu2")
     ),
+    GemmCase(tokens=(), slots=3),
+    GemmCase(tokens=(), slots=3, combine=True, x_per_slot=True, rows=34, gated=True),
     GemmCase(weights="x_nan", dtype="float32"),
-    GemmCase(
-        weights="x_nan", dtype="float16", combine=True, gated=True, rows=34, activation="silu", limit=1.0
-    ),
+    GemmCase(weights="x_nan", dtype="float16", combine=True, gated=True, rows=34, activation="silu", limit=1.0),
 ]
 
 _NORMALISATIONS = [
@@ -306,6 +300,8 @@ def _router_case(settings: Mapping[str, Any]) -> RouterCase:
 ROUTER_CASES: list[RouterCase] = [
     *dict.fromkeys(_router_case(settings) for settings in pairwise(_ROUTER_SETTINGS)),
     RouterCase(num_experts=1, top_k=1),
+    RouterCase(tokens=(), gate="float", num_shared_experts=1),
+    RouterCase(tokens=(), gate="absent", num_groups=4, top_k_groups=2),
     RouterCase(num_experts=3, top_k=3, scoring="sigmoid", normalize=True),
     RouterCase(num_experts=256, top_k=256, tokens=(3,)),
     RouterCase(num_experts=8, top_k=8, hidden_size=257, gate="float", dtype="bfloat16"),

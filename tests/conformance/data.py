@@ -71,9 +71,7 @@ def draw_expert_ids(case: GemmCase, rng: np.random.Generator) -> Array:
     shape = (*case.tokens, case.slots)
     if case.ids == "single":
         return np.full(shape, case.num_experts - 1)
-    if (
-        case.ids == "idle"
-    ):  # the first and the last expert, and perhaps one more: the others have nothing to do
+    if case.ids == "idle":  # the first and the last expert, and perhaps one more: the others have nothing to do
         return rng.choice([0, case.num_experts // 3, case.num_experts - 1], shape)
     if case.ids == "repeated":  # a token's slots all ask for one expert
         return np.repeat(rng.integers(0, case.num_experts, (*case.tokens, 1)), case.slots, axis=-1)
@@ -148,8 +146,7 @@ def draw_router_inputs(case: RouterCase) -> RouterInputs:
     correction_bias = 0.2 * rng.standard_normal(case.num_experts)
     if case.values == "ties":  # small integers: every sum is exact, so that equal logits are equal everywhere
         hidden_states, gate_weight, gate_bias, correction_bias = (
-            np.clip(np.round(2 * values), -3, 3)
-            for values in (hidden_states, gate_weight, gate_bias, correction_bias)
+            np.clip(np.round(2 * values), -3, 3) for values in (hidden_states, gate_weight, gate_bias, correction_bias)
         )
     if case.values == "equal":
         hidden_states, gate_bias, correction_bias = 0 * hidden_states, 0 * gate_bias + 1, 0 * correction_bias

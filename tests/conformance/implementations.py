@@ -71,8 +71,7 @@ class ModelImplementation:
         outputs: Outputs,
     ) -> Outputs:
         types = {
-            name: (onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.ndim)
-            for name, array in outputs.items()
+            name: (onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.ndim) for name, array in outputs.items()
         }
         model = one_node_model(operator, vars(inputs), case.attributes, constants, types)
         feeds = {value.name: getattr(inputs, value.name) for value in model.graph.input}
@@ -117,18 +116,11 @@ class PluginKernel(ModelImplementation):
             return run_poisoned(model, options, feeds, outputs)
 
 
-def _kernel_names() -> list[str]:
-    try:
-        return _native.kernel_names()
-    except onnx_moe.errors.LibraryError:
-        return []
-
-
 IMPLEMENTATIONS: list[Implementation] = [
     TorchReference(),
     EvaluatorReference(),
     PortableBodies(),
-    *(PluginKernel(kernel) for kernel in _kernel_names()),
+    *(PluginKernel(kernel) for kernel in _native.kernel_names()),
 ]
 
 

@@ -28,9 +28,7 @@ def one_node_model(
     others graph inputs with free dimensions.
     outputs: the element type (of TensorProto) and the rank of each output by name.
     """
-    names = [
-        value.name if inputs.get(value.name) is not None else "" for value in get_operator(operator).inputs
-    ]
+    names = [value.name if inputs.get(value.name) is not None else "" for value in get_operator(operator).inputs]
     while not names[-1]:
         names.pop()
     node = helper.make_node(operator, names, list(outputs), name=NODE_NAME, domain=DOMAIN, **attributes)

@@ -34,9 +34,7 @@ def decode_weights(weights: Array, scales: Array, format: str, block_size: int) 
     """float64 [..., N, K]."""
     nibbles = np.stack((weights & 0x0F, weights >> 4), axis=-1).reshape(*weights.shape[:-1], -1)
     codes = nibbles.view(ml_dtypes.float4_e2m1fn).astype(np.float64)
-    scale_type = {"mxfp4": ml_dtypes.float8_e8m0fnu, "nvfp4": ml_dtypes.float8_e4m3fn, "fp4": np.float16}[
-        format
-    ]
+    scale_type = {"mxfp4": ml_dtypes.float8_e8m0fnu, "nvfp4": ml_dtypes.float8_e4m3fn, "fp4": np.float16}[format]
     return codes * np.repeat(scales.view(scale_type).astype(np.float64), block_size, axis=-1)
 
 
@@ -51,9 +49,7 @@ def expected_gemm(case: GemmCase, inputs: GemmInputs) -> Expected:
     magnitude = np.empty((len(x), case.rows))
     for expert in np.unique(expert_of_slot):
         slots = expert_of_slot == expert
-        weight = decode_weights(
-            inputs.weights[expert], inputs.scales[expert], case.format, case.resolved_block_size
-        )
+        weight = decode_weights(inputs.weights[expert], inputs.scales[expert], case.format, case.resolved_block_size)
         factor = _row_factors(case, inputs.global_scale, expert)
         bias = 0 if inputs.bias is None else inputs.bias[expert].astype(np.float64)
         products[slots] = x[slots] @ weight.T * factor + bias

@@ -113,13 +113,9 @@ def _manifest(splits: dict[str, list[Document]]) -> dict[str, object]:
         sources[document.kind, source] += len(document.text.encode())
     packages = {document.source.split()[-1] for document in splits["train"] if "package " in document.source}
     return {
-        "sources": [
-            {"kind": kind, "source": name, "bytes": size} for (kind, name), size in sources.most_common()
-        ],
+        "sources": [{"kind": kind, "source": name, "bytes": size} for (kind, name), size in sources.most_common()],
         "documents": {name: len(split) for name, split in splits.items()},
-        "bytes": {
-            name: sum(len(document.text.encode()) for document in split) for name, split in splits.items()
-        },
+        "bytes": {name: sum(len(document.text.encode()) for document in split) for name, split in splits.items()},
         "packages": sorted(packages, key=str.lower),
     }
 
@@ -154,8 +150,7 @@ def main() -> None:
     save_tokenizer(tokenizer, arguments.model)
     _write_held_out(splits["heldout"], arguments.model)
     tokens = {
-        name: encode_documents(tokenizer, [document.text for document in split])
-        for name, split in splits.items()
+        name: encode_documents(tokenizer, [document.text for document in split]) for name, split in splits.items()
     }
     for name in ("train", "validation"):
         np.save(arguments.work / f"{name}.npy", tokens[name])

@@ -81,9 +81,7 @@ def _packages() -> Iterator[Document]:
             text = read_text(path)
             if path.name == "METADATA":
                 text = text.partition("\n\n")[2]
-            yield Document(
-                PROSE, f"documentation of package {package}", path.relative_to(root).as_posix(), text
-            )
+            yield Document(PROSE, f"documentation of package {package}", path.relative_to(root).as_posix(), text)
 
 
 def _manual_pages() -> Iterator[Document]:
@@ -101,9 +99,7 @@ def _info_manuals() -> Iterator[Document]:
 def _perl_manuals() -> Iterator[Document]:
     for root in (Path("/usr/share/perl"), Path("/usr/share/perl5")):
         for path in _files(root, ".pod"):
-            yield Document(
-                PROSE, "Perl manuals", path.relative_to(root).as_posix(), pod_to_text(read_text(path))
-            )
+            yield Document(PROSE, "Perl manuals", path.relative_to(root).as_posix(), pod_to_text(read_text(path)))
 
 
 def _shared_documentation() -> Iterator[Document]:
@@ -112,15 +108,21 @@ def _shared_documentation() -> Iterator[Document]:
     for path in _files(root, *plain, *(f"{suffix}.gz" for suffix in plain)):
         yield Document(PROSE, "/usr/share/doc", path.relative_to(root).as_posix(), read_text(path))
     for path in _files(root, ".html"):
-        yield Document(
-            PROSE, "/usr/share/doc", path.relative_to(root).as_posix(), html_to_text(read_text(path))
-        )
+        yield Document(PROSE, "/usr/share/doc", path.relative_to(root).as_posix(), html_to_text(read_text(path)))
     for path in _files(Path("/usr/share/common-licenses"), ""):
         yield Document(PROSE, "common licences", path.name, read_text(path))
 
 
 _RUST_BOOKS_FREE_TO_SHIP = ("book", "cargo", "nomicon", "reference", "rust-by-example", "rustc")
-_RUST_OTHER_BOOKS = ("clippy", "edition-guide", "embedded-book", "error_codes", "rustdoc", "unstable-book")
+_RUST_OTHER_BOOKS = (
+    "clippy",
+    "edition-guide",
+    "embedded-book",
+    "error_codes",
+    "rustdoc",
+    "style-guide",
+    "unstable-book",
+)
 _RUST_STANDARD_LIBRARY = "std"
 _RUST_DESCRIPTION = re.compile(r'<div class="docblock.*?</div></details>', re.DOTALL)
 _RUST_REPEATED_PAGES = ("print.html", "toc.html", "all.html", "sidebar-items.html")

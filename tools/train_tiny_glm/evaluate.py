@@ -13,18 +13,19 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from routing import LoadCounter, divergence_bits, load_statistics
 from tokenizer import CONTEXT_LENGTH, END_OF_TEXT
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 _PROMPTS = (
     "A function in Rust is",
-    "The following options are available:\n",
-    "import os\nimport sys\n\n\ndef main():\n",
-    "class Stack:\n    def __init__(self):\n",
+    "The following options are available:",
+    "if __name__ == '__main__':",
+    "def main(argv=None):\n    parser = argparse.ArgumentParser(",
 )
 
 
@@ -44,9 +45,7 @@ def mean_loss(model: torch.nn.Module, tokens: torch.Tensor, window: int, batch: 
             group.append(pieces.pop(0))
         ids = torch.stack(group).to(device)
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        total += functional.cross_entropy(
-            logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
-        ).item()
+        total += functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum").item()
     return total / (len(tokens) - 1)
 
 
@@ -59,14 +58,14 @@ def _figures(loss: float, tokens: int, size: int) -> dict[str, float]:
 
 
 def _randomised_routing(counter: LoadCounter, routed: Callable[[], float]) -> float:
-    """The result of ``routed`` while every token goes to experts drawn at random, with its weights unchanged."""
+    """The result of ``routed`` while each token goes to experts drawn at random, its weights unchanged."""
     generator = torch.Generator().manual_seed(0)
 
     def shuffle(
-        module: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]
+        _module: torch.nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, ...]:
         logits, weights, chosen = outputs
-        keys = torch.rand(chosen.shape[0], module.num_experts, generator=generator)
+        keys = torch.rand(logits.shape, generator=generator)
         return logits, weights, keys.topk(chosen.shape[1]).indices
 
     hooks = [router.register_forward_hook(shuffle) for router in counter.routers]
@@ -77,9 +76,9 @@ def _randomised_routing(counter: LoadCounter, routed: Callable[[], float]) -> fl
             hook.remove()
 
 
-def _continue(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
+def _continue(model: Any, tokenizer: Any, prompt: str) -> str:
     ids = tokenizer(prompt, return_tensors="pt")
-    written = model.generate(**ids, max_new_tokens=60, do_sample=False)
+    written = model.generate(**ids, max_new_tokens=80, do_sample=False)
     return str(tokenizer.decode(written[0], skip_special_tokens=True))
 
 
@@ -97,6 +96,7 @@ def evaluate(folder: Path, manifest: dict[str, dict[str, float]]) -> dict[str, o
         return mean_loss(model, tokens, CONTEXT_LENGTH)
 
     results: dict[str, object] = {
+        "parameters": model.num_parameters(),
         "tokens": len(tokens),
         "bytes": size,
         "model": _figures(loss(), len(tokens), size),

@@ -62,6 +62,7 @@ _ROFF_FONTS = ("B", "I", "BR", "BI", "IR", "RB", "RI", "IB")
 _ROFF_INLINE = (*_ROFF_FONTS, "TP", "IP", "Nm", "Fl", "Ar", "Xr", "Pa", "Nd", "Dq", "Em")
 _ROFF_ESCAPES = (
     (re.compile(r"\\[*]-"), "-"),
+    (re.compile(r"\\[hvw]'[^']*'|\\c"), ""),
     (re.compile(r"\\f(\[[^]]*\]|\(..|.)|\\[*]\([LR]q|\\s[-+]?\d+|\\[&|^/,%:]|\\m\[[^]]*\]"), ""),
     (re.compile(r"\\\((?:lq|rq|dq)|\\\[(?:lq|rq|dq)\]"), '"'),
     (re.compile(r"\\\((?:aq|cq|oq)|\\\[(?:aq|cq|oq)\]"), "'"),

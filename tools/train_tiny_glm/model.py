@@ -50,7 +50,8 @@ def create_model(vocabulary: int, device: torch.device) -> Glm4MoeLiteForCausalL
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16()
     model.config.dtype = torch.bfloat16
-    return model.to(device)
+    torch.nn.Module.to(model, device)
+    return model
 
 
 def routers(model: torch.nn.Module) -> list[Glm4MoeLiteTopkRouter]:

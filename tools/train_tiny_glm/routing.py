@@ -15,9 +15,7 @@ class LoadCounter:
     def __init__(self, model: torch.nn.Module) -> None:
         self.routers = routers(model)
         first = self.routers[0]
-        self.counts = torch.zeros(
-            len(self.routers), first.num_experts, dtype=torch.int64, device=first.weight.device
-        )
+        self.counts = torch.zeros(len(self.routers), first.num_experts, dtype=torch.int64, device=first.weight.device)
         for layer, router in enumerate(self.routers):
             router.register_forward_hook(self._recorder(layer))
 
@@ -35,7 +33,7 @@ class LoadCounter:
         return counts
 
     def balance(self, counts: torch.Tensor, step: float) -> None:
-        """Auxiliary-loss-free balancing: correction biases of under-loaded experts rise by ``step``, others fall.
+        """Auxiliary-loss-free balancing: biases of under-loaded experts rise by ``step``, others fall.
 
         DeepSeek-V3 Technical Report (arXiv 2412.19437), section 2.1.2. The bias only decides which experts
         are chosen, never their weights.

@@ -80,14 +80,12 @@ class MasterWeights:
 
     def __init__(self, model: torch.nn.Module, settings: Settings) -> None:
         named = list(model.named_parameters())
-        self._parameters = [parameter for _, parameter in named]
+        self._parameters: list[torch.Tensor] = [parameter for _, parameter in named]
         self._masters = [parameter.detach().float().clone() for parameter in self._parameters]
         decays = [parameter.dim() >= 2 and "embed_tokens" not in name for name, parameter in named]
         groups = [
             {
-                "params": [
-                    master for master, decay in zip(self._masters, decays, strict=True) if decay is wanted
-                ],
+                "params": [master for master, decay in zip(self._masters, decays, strict=True) if decay is wanted],
                 "weight_decay": settings.weight_decay if wanted else 0.0,
             }
             for wanted in (True, False)
@@ -141,10 +139,7 @@ class Run:
         """Logs perplexities and expert loads on held-out text; saves the model when it is the best so far."""
         self.model.eval()
         self.counter.take()
-        losses = {
-            name: mean_loss(self.model, tokens, self.settings.sequence)
-            for name, tokens in self.held_out.items()
-        }
+        losses = {name: mean_loss(self.model, tokens, self.settings.sequence) for name, tokens in self.held_out.items()}
         counts = self.counter.take()
         self.model.train()
         record = {
@@ -193,9 +188,7 @@ class Run:
         GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=1, do_sample=False).save_pretrained(
             self.settings.out
         )
-        used = {
-            name: str(value) for name, value in asdict(self.settings).items() if not isinstance(value, Path)
-        }
+        used = {name: str(value) for name, value in asdict(self.settings).items() if not isinstance(value, Path)}
         (self.settings.work / "settings.json").write_text(json.dumps(used, indent=1) + "\n", encoding="utf-8")
         self.log.close()
 
