@@ -27,11 +27,9 @@ app.command()(doctor)
 
 @app.callback()
 def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Say what is decided, and why.")) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
-    )
+    logger = logging.getLogger("onnx_moe")
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    logger.handlers = [RichHandler(console=Console(stderr=True), show_time=False, show_path=False)]
 
 
 def main() -> None:

@@ -184,14 +184,14 @@ def run_block(folder: Path, progress: Callable[[str], None]) -> BlockResult:
                 timing("torch"),
             ),
             Implementation(
-                "ONNX Runtime + plugin",
+                "plugin",
                 inspection.nbytes,
                 _relative_error(y_plugin, exact_fp4),
                 _relative_error(y_plugin, exact),
                 timing("plugin"),
             ),
             Implementation(
-                "ONNX Runtime QMoE",
+                "QMoE",
                 peer_bytes,
                 _relative_error(y_peer, exact_fp4),
                 _relative_error(y_peer, exact),

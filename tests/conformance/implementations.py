@@ -105,12 +105,13 @@ class PortableBodies(ModelImplementation):
 class PluginKernel(ModelImplementation):
     """A CPU kernel of the plugin."""
 
-    def __init__(self, kernel: str) -> None:
+    def __init__(self, kernel: str, threads: int = 2) -> None:
         self.name = f"plugin-{kernel}"
         self._kernel = kernel
+        self._threads = threads
 
     def evaluate(self, model: onnx.ModelProto, feeds: Mapping[str, Array], outputs: Outputs) -> Outputs:
-        options = session_options()
+        options = session_options(self._threads)
         onnx_moe.register(options)
         with _native.use_kernel(self._kernel):
             return run_poisoned(model, options, feeds, outputs)
@@ -154,9 +155,9 @@ def to_numpy(tensor: torch.Tensor) -> Array:
     return tensor.numpy()
 
 
-def session_options() -> onnxruntime.SessionOptions:
+def session_options(threads: int = 2) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # tests share the machine
     return options
 
