@@ -73,7 +73,9 @@ def recognise_activation(module: torch.nn.Module, rows: int) -> dict[str, Any] |
     """
     facts: Any = module
     apply = facts._apply_gate if facts.has_gate else facts.act_fn
-    products = torch.randn(8, rows, generator=torch.Generator().manual_seed(0)) * 4.0  # reaches the usual clamps
+    # From the curved part to far beyond any clamp: one that is not reached would go unnoticed.
+    scales = torch.tensor([1.0, 4.0, 30.0, 1000.0]).repeat(4)[:, None]
+    products = torch.randn(16, rows, generator=torch.Generator().manual_seed(0)) * scales
     with torch.no_grad():
         expected = apply(products)
     for attributes in _activation_candidates(module):

@@ -19,7 +19,7 @@ from onnx_moe.errors import ExportError
 from onnx_moe.export.decoder import Decoder, cache_layers, decoder_inputs, is_decoder
 from onnx_moe.export.discovery import MoELayer, find_layers
 from onnx_moe.export.experts import Quantization, decoded_experts, fp4_experts
-from onnx_moe.export.finish import add_metadata, save, tidy
+from onnx_moe.export.finish import add_metadata, prepare_folder, save, tidy
 from onnx_moe.export.patching import in_float32
 from onnx_moe.export.routers import RouterMatch
 from onnx_moe.export.translation import translation_table
@@ -107,6 +107,7 @@ def export(
     validate_attributes(EXPERT_GEMM, attributes)
     quantization = Quantization(format, block_size, scale, accuracy_level)
     _check_module(module, path)
+    prepare_folder(path)
     target = _target(module, example_inputs, dynamic_shapes, input_names, output_names)
 
     with _evaluating(module):

@@ -98,9 +98,18 @@ def _record_calls(
             stack.callback(handle.remove)
         for path, child in experts.items():
             stack.enter_context(replace_forward(child, stub(path)))
+        _run_examples(module, run)
+    return calls
+
+
+def _run_examples(module: torch.nn.Module, run: Callable[[], object]) -> None:
+    try:
         with torch.no_grad():
             run()
-    return calls
+    except Exception as error:  # whatever the module raises
+        raise ExportError(
+            f"{type(module).__name__} does not run on the example inputs: {error}. Pass inputs that it takes."
+        ) from error
 
 
 def _describe_call(tensors: Sequence[torch.Tensor], producers: dict[int, tuple[str, int, int]]) -> _Call:
@@ -173,9 +182,14 @@ def _is_added(block: torch.nn.Module, layer: MoELayer, shared: torch.nn.Module) 
     def made_up(*_arguments: Any, **_keywords: Any) -> torch.Tensor:
         return routed
 
-    with torch.no_grad(), replace_forward(layer.experts_module, made_up):
-        output = block(x)
-        output = output[0] if isinstance(output, tuple) else output
+    try:
+        with torch.no_grad(), replace_forward(layer.experts_module, made_up):
+            output = block(x)
+    except Exception as error:  # a block may want other inputs
+        logger.info("%s: the block does not run on hidden states alone: %s.", layer.path, error)
+        return False
+    output = output[0] if isinstance(output, tuple) else output
+    with torch.no_grad():
         expected = routed.view_as(x) + shared(x)
     return bool(torch.allclose(output, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())))
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import onnx_moe.reference  # noqa: F401 - registers the operators
-from onnx_moe.errors import ExportError
+from onnx_moe.errors import ExportError, OnnxMoeError
 from onnx_moe.export.discovery import MoELayer
 from onnx_moe.export.layers import Projection
 from onnx_moe.export.patching import replace_data, replace_forward, replace_parameters
@@ -39,7 +39,10 @@ class Quantization:
                 f"{what} has K={matrix.shape[-1]}, which is no multiple of {self.format}'s block of {block}: use a "
                 "format with smaller blocks (nvfp4: 16), or a model whose sizes are multiples."
             )
-        return quantize(matrix, self.format, block_size=self.block_size, scale=self.scale)
+        try:
+            return quantize(matrix, self.format, block_size=self.block_size, scale=self.scale)
+        except OnnxMoeError as error:
+            raise type(error)(f"{what}: {error}") from error
 
 
 def _routed_and_shared(layer: MoELayer) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -76,6 +79,13 @@ def _quantize_parts(quantization: Quantization, parts: list[torch.Tensor], what:
         scales = [torch.from_numpy(part.global_scale) for part in quantized if part.global_scale is not None]
         buffers["global_scale"] = torch.cat(scales)
     return buffers
+
+
+def _projection_tensors(layer: MoELayer) -> list[torch.Tensor]:
+    """The tensors that FP4 buffers stand for."""
+    projections = (layer.experts.up, layer.experts.down)
+    tensors = (tensor for projection in projections for tensor in (projection.parameter, projection.bias))
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _bias(projection: Projection) -> torch.Tensor | None:
@@ -122,17 +132,22 @@ def _run_experts(layer: MoELayer, quantization: Quantization) -> Callable[..., t
 
 def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
     num_shared = 0 if layer.shared is None else layer.shared.count
-    module = layer.router_module
+    module: Any = layer.router_module
+    own_forward = module.forward
     shared = {"num_shared_experts": num_shared} if num_shared else {}
 
     def forward(hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        rows = hidden_states if match.keeps_dimensions else hidden_states.reshape(-1, hidden_states.shape[-1])
         # By name and at run time, so that the trace sees the module's own parameters.
         weight, bias, correction = (getattr(module, name) if name else None for name in match.tensors)
         correction = None if correction is None else correction.float()
         ids, weights, logits = torch.ops.onnx_moe.router(rows, weight, bias, correction, **match.attributes, **shared)
         values = {"ids": ids, "weights": weights, "logits": logits}
-        return tuple(values[name] for name in match.output)
+        if "own" not in match.output:
+            return tuple(values[name] for name in match.output)
+        # What nobody reads of the module's own computation leaves the graph as dead code.
+        own = own_forward(hidden_states)
+        return tuple(values.get(name, result) for name, result in zip(match.output, own, strict=True))
 
     assert module is not None
     return forward
@@ -146,7 +161,7 @@ def fp4_experts(
     with ExitStack() as stack:
         for layer in layers:
             buffers = _experts_buffers(layer, quantization)
-            stack.enter_context(replace_parameters(layer.experts_module, buffers))
+            stack.enter_context(replace_parameters(layer.experts_module, buffers, _projection_tensors(layer)))
             stack.enter_context(replace_forward(layer.experts_module, _run_experts(layer, quantization)))
             if isinstance(layer.router, RouterMatch) and layer.router_module is not None:
                 stack.enter_context(replace_forward(layer.router_module, _run_router(layer, layer.router)))
@@ -157,11 +172,24 @@ def fp4_experts(
         yield
 
 
+def _check_own_tensors(layer: MoELayer) -> None:
+    """ExportError if an adapter made tensors up: giving them values would not change the module."""
+    own = {id(tensor) for tensor in (*layer.experts_module.parameters(), *layer.experts_module.buffers())}
+    for projection in (layer.experts.up, layer.experts.down):
+        if id(projection.parameter) not in own:
+            raise ExportError(
+                f"{layer.path or 'the module'}: its adapter describes a tensor {list(projection.parameter.shape)} that "
+                "is no parameter of the module, so that decoded FP4 values cannot be put into it: put the values of "
+                "dequantize(quantize(...)) into your module, or hold the parameters stacked."
+            )
+
+
 @contextmanager
 def decoded_experts(layers: list[MoELayer], quantization: Quantization) -> Iterator[None]:
     """Gives each layer's parameters the values that their FP4 codes stand for, inside the block."""
     values: dict[torch.Tensor, torch.Tensor] = {}
     for layer in layers:
+        _check_own_tensors(layer)
         up, down = _routed_and_shared(layer)
         what = layer.path or "the module"
         decoded = [

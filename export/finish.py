@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,10 +21,14 @@ _EXTERNAL_BYTES = 1024
 
 def tidy(model: ir.Model) -> None:
     """Drops outputs that nobody reads and notes of the exporter's; names the MoE nodes after their module."""
+    names: Counter[str] = Counter()
     for node in model.graph:
         if node.domain == DOMAIN:
             _drop_unused_logits(node)
             _name_node(node)
+            names[node.name or ""] += 1
+            if names[node.name or ""] > 1:  # a module that is called more than once
+                node.name = f"{node.name}.{names[node.name or '']}"
     for node in model.graph:
         node.metadata_props.clear()
         for value in node.outputs:
@@ -59,13 +64,22 @@ def add_metadata(model: ir.Model, entries: dict[str, str]) -> None:
     model.metadata_props.update({f"onnx_moe.{key}": value for key, value in entries.items()})
 
 
+def prepare_folder(path: Path) -> None:
+    """Makes the folder of `path`: a place that cannot be written to is better known before the work than after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error}. Choose another folder, or make room.") from error
+
+
 def save(model: ir.Model, path: Path, functions: bool) -> None:
     """Writes `path` and `path`.data. Both appear when they are whole; ExportError when the disk says no."""
     if functions:
         add_functions(model)
     data_name = f"{path.name}.data"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".onnx-moe-", dir=path.parent) as folder:
             temporary = Path(folder) / path.name
             ir.save(

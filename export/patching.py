@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,11 +25,15 @@ def replace_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Ite
 
 
 @contextmanager
-def replace_parameters(module: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Hides `module`'s own parameters and gives it `buffers` instead, inside the block."""
+def replace_parameters(
+    module: torch.nn.Module, buffers: dict[str, torch.Tensor], hidden: Sequence[torch.Tensor]
+) -> Iterator[None]:
+    """Hides `module`'s parameters and buffers `hidden` and gives it `buffers` instead, inside the block."""
     parameters, own_buffers = module._parameters, module._buffers
-    module._parameters = {}
-    module._buffers = {**own_buffers, **buffers}
+    gone = {id(tensor) for tensor in hidden}
+    module._parameters = {name: tensor for name, tensor in parameters.items() if id(tensor) not in gone}
+    kept = {name: tensor for name, tensor in own_buffers.items() if id(tensor) not in gone}
+    module._buffers = {**kept, **buffers}
     try:
         yield
     finally:

@@ -27,13 +27,15 @@ class RouterMatch:
     """The attributes of MoERouter that compute a router; its family in a word or two.
 
     tensors: names of the module's matrix [E, H], logits' bias and correction bias, None where it has none.
-    output: which of (logits, weights, ids) each element of the module's output is.
+    output: which of (logits, weights, ids) each element of the module's output is; "own" for what MoERouter does not
+    compute. keeps_dimensions: whether it answers [..., k] to [..., H], not [T, k].
     """
 
     family: str
     tensors: tuple[str, str | None, str | None]
     attributes: dict[str, Any]
     output: tuple[str, ...]
+    keeps_dimensions: bool
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,41 @@ def match_router(module: torch.nn.Module, output: tuple[str, ...]) -> RouterMatc
     hidden_states = torch.randn(_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(1))
     try:
         with torch.no_grad():
-            actual = dict(zip(output, probe(hidden_states), strict=False))
+            results = probe(hidden_states)
     except Exception as error:  # an unknown module may fail in any way
         return NoMatch(f"it does not run on random rows: {error}")
+    actual = dict(zip(output, results, strict=False))
     probe_tensors = [getattr(probe, name) if name else None for name in tensors]
     for family, attributes in _families(module, actual["ids"].shape[-1]):
         try:
-            ids, weights, _ = router(hidden_states, *probe_tensors, **attributes)
+            ids, weights, logits = router(hidden_states, *probe_tensors, **attributes)
         except OnnxMoeError:
             continue
         if _agree(actual["ids"], actual["weights"], ids, weights):
-            return RouterMatch(family, tensors, attributes, output)
+            kinds = tuple(
+                "own" if kind == "logits" and not _are_logits(result, logits) else kind
+                for kind, result in zip(output, results, strict=True)
+            )
+            return RouterMatch(family, tensors, attributes, kinds, _keeps_dimensions(probe, hidden_states, output))
     return NoMatch("none of the known families agrees with it on random inputs")
+
+
+def _are_logits(result: Any, logits: torch.Tensor) -> bool:
+    return (
+        isinstance(result, torch.Tensor)
+        and result.shape == logits.shape
+        and torch.allclose(result.float(), logits, rtol=1e-4, atol=1e-4)
+    )
+
+
+def _keeps_dimensions(probe: torch.nn.Module, hidden_states: torch.Tensor, output: tuple[str, ...]) -> bool:
+    try:
+        with torch.no_grad():
+            results = probe(hidden_states.unflatten(0, (2, -1)))
+    except Exception:  # a router of rows: it is never called with more dimensions
+        return False
+    ids: torch.Tensor = results[output.index("ids")]
+    return ids.ndim == 3
 
 
 def _tensor_name(module: torch.nn.Module, *names: str) -> str | None:

@@ -60,7 +60,9 @@ def describe_operator(operator: OperatorDefinition) -> str:
 
 def operator_docs() -> str:
     """The text of docs/operators.md."""
-    return "\n".join([HEADER, "\n\n".join(describe_operator(operator) for operator in load_operators().values())]) + "\n"
+    return (
+        "\n".join([HEADER, "\n\n".join(describe_operator(operator) for operator in load_operators().values())]) + "\n"
+    )
 
 
 def main() -> None:

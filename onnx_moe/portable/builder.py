@@ -36,9 +36,7 @@ class BodyBuilder:
 
         return add
 
-    def outputs(
-        self, op_type: str, num_outputs: int, /, *operands: Operand, **attributes: Any
-    ) -> Sequence[ir.Value]:
+    def outputs(self, op_type: str, num_outputs: int, /, *operands: Operand, **attributes: Any) -> Sequence[ir.Value]:
         """Adds a node and returns its first `num_outputs` outputs."""
         inputs = [self._value(operand) for operand in operands]
         node = self._node(op_type, inputs, attributes, num_outputs)

@@ -85,9 +85,7 @@ def _decode(op: BodyBuilder, codes: ir.Value, scales: ir.Value, options: ExpertG
     return op.Reshape(op.Mul(blocks, op.Unsqueeze(block_scales, [-1])), [0, -1])
 
 
-def _row_scales(
-    op: BodyBuilder, factors: ir.Value, num_rows: ir.Value, options: ExpertGemmAttributes
-) -> ir.Value:
+def _row_scales(op: BodyBuilder, factors: ir.Value, num_rows: ir.Value, options: ExpertGemmAttributes) -> ir.Value:
     """One expert's global scale, [] or [2] (gate, up), as a factor for each of the N products."""
     factors = op.Reshape(factors, [-1])
     rows = op.Range(0, op.Squeeze(num_rows, [0]), 1)

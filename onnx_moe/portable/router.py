@@ -50,9 +50,7 @@ def router_body(
 
     expert_ids = op.Cast(expert_ids, to=ir.DataType.INT32)
     if options.num_shared_experts:
-        expert_ids, expert_weights = _append_shared_experts(
-            op, expert_ids, expert_weights, num_experts, options
-        )
+        expert_ids, expert_weights = _append_shared_experts(op, expert_ids, expert_weights, num_experts, options)
     slots = options.top_k + options.num_shared_experts
     shape = op.Concat(op.Shape(logits, end=-1), [slots], axis=0)
     return _drop_spare_row(op, expert_ids, shape), _drop_spare_row(op, expert_weights, shape), logits

@@ -42,24 +42,17 @@ def decode_scales(scales: torch.Tensor, fp4_format: Fp4Format, dtype: torch.dtyp
     return torch.tensor(fp4_format.scale_values, dtype=dtype, device=scales.device)[scales.int()]
 
 
-def check_weights(
-    weights: torch.Tensor, scales: torch.Tensor, fp4_format: Fp4Format, block_size: int
-) -> None:
+def check_weights(weights: torch.Tensor, scales: torch.Tensor, fp4_format: Fp4Format, block_size: int) -> None:
     """InvalidInputError unless `weights` and `scales` fit each other and the format."""
     if weights.dtype != torch.uint8:
-        raise InvalidInputError(
-            f"weights have dtype {weights.dtype}: E2M1 codes come as uint8, two to a byte."
-        )
+        raise InvalidInputError(f"weights have dtype {weights.dtype}: E2M1 codes come as uint8, two to a byte.")
     scale_dtype = getattr(torch, fp4_format.scale_type)
     if scales.dtype != scale_dtype:
-        raise InvalidInputError(
-            f"scales have dtype {scales.dtype}: format {fp4_format.name!r} takes {scale_dtype}."
-        )
+        raise InvalidInputError(f"scales have dtype {scales.dtype}: format {fp4_format.name!r} takes {scale_dtype}.")
     columns = 2 * weights.shape[-1]
     if columns % block_size:
         raise InvalidInputError(
-            f"weights have K={columns} columns, which block_size={block_size} does not divide: pad K with "
-            "zeros."
+            f"weights have K={columns} columns, which block_size={block_size} does not divide: pad K with zeros."
         )
     expected = (*weights.shape[:-1], columns // block_size)
     if tuple(scales.shape) != expected:

@@ -42,14 +42,10 @@ def expert_gemm(
     y = slots.new_empty(slots.shape[0], output_rows(weights, options))
     for expert in torch.unique(slot_experts).tolist():
         chosen = slot_experts == expert
-        weight = decode_weights(
-            weights[expert], scales[expert], options.format, options.block_size, compute_dtype
-        )
+        weight = decode_weights(weights[expert], scales[expert], options.format, options.block_size, compute_dtype)
         products = slots[chosen] @ weight.T
         if global_scale is not None:
-            products = products * row_scales(
-                global_scale[expert].to(compute_dtype), options, weights.shape[1]
-            )
+            products = products * row_scales(global_scale[expert].to(compute_dtype), options, weights.shape[1])
         if bias is not None:
             products = products + bias[expert].to(compute_dtype)
         y[chosen] = activate(products, options)
@@ -135,19 +131,14 @@ def check_expert_gemm_inputs(
 ) -> None:
     """InvalidInputError unless ranks, dtypes and the sizes that belong to the weights fit each other."""
     if weights.ndim != 3:
-        raise InvalidInputError(
-            f"{EXPERT_GEMM}: weights have shape {list(weights.shape)}: pass [num_experts, N, K/2]."
-        )
+        raise InvalidInputError(f"{EXPERT_GEMM}: weights have shape {list(weights.shape)}: pass [num_experts, N, K/2].")
     check_weights(weights, scales, get_format(options.format), options.block_size)
     num_experts, rows, columns = weights.shape[0], weights.shape[1], 2 * weights.shape[2]
     if options.gated and rows % 2:
-        raise InvalidInputError(
-            f"{EXPERT_GEMM}: N={rows} is odd, but gated=1 takes pairs of gate and up rows."
-        )
+        raise InvalidInputError(f"{EXPERT_GEMM}: N={rows} is odd, but gated=1 takes pairs of gate and up rows.")
     if expert_ids.ndim == 0 or expert_ids.dtype not in (torch.int32, torch.int64):
         raise InvalidInputError(
-            f"{EXPERT_GEMM}: expert_ids is a {expert_ids.dtype} of shape {list(expert_ids.shape)}: pass "
-            "int32 [..., k]."
+            f"{EXPERT_GEMM}: expert_ids is a {expert_ids.dtype} of shape {list(expert_ids.shape)}: pass int32 [..., k]."
         )
     if expert_ids.shape[-1] == 0:
         raise InvalidInputError(
@@ -169,14 +160,10 @@ def check_expert_gemm_inputs(
             f"but gated=0: pass [{num_experts}]."
         )
     if bias is not None and tuple(bias.shape) != (num_experts, rows):
-        raise InvalidInputError(
-            f"{EXPERT_GEMM}: bias has shape {list(bias.shape)}: pass [{num_experts}, {rows}]."
-        )
+        raise InvalidInputError(f"{EXPERT_GEMM}: bias has shape {list(bias.shape)}: pass [{num_experts}, {rows}].")
 
 
-def check_leading_dimensions(
-    x: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor | None
-) -> None:
+def check_leading_dimensions(x: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor | None) -> None:
     """InvalidInputError unless x, expert_ids and expert_weights have the same rows (and slots)."""
     expected = expert_ids.shape if x.ndim > expert_ids.ndim else expert_ids.shape[:-1]
     if x.shape[:-1] != expected:

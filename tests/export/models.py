@@ -93,7 +93,9 @@ ARCHITECTURES = {
 def make_model(model_type: str, dtype: torch.dtype = torch.float32) -> Any:
     """A causal language model with random weights that are large enough for every part to matter."""
     settings = {**_COMMON, **ARCHITECTURES[model_type].config}
-    config = AutoConfig.for_model(model_type, **{key: value for key, value in settings.items() if key != "attn_implementation"})
+    config = AutoConfig.for_model(
+        model_type, **{key: value for key, value in settings.items() if key != "attn_implementation"}
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=settings["attn_implementation"]).eval()
     generator = torch.Generator().manual_seed(1)

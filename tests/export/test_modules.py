@@ -67,12 +67,12 @@ def test_decoder_layer_in_float16(model_type: str, tmp_path: Path) -> None:
     _export_and_compare(DecoderLayer(make_model(model_type, torch.float16)), torch.float16, tmp_path / "layer.onnx")
 
 
-@pytest.mark.parametrize("options", [{"format": "nvfp4"}, {"format": "fp4", "block_size": 32}, {"scale": "even"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"format": "nvfp4"}, {"format": "fp4", "block_size": 32}, {"scale": "even"}], ids=str
+)
 def test_formats(options: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(4)
-    model = _export_and_compare(
-        moe_block(make_model("deepseek_v3")), torch.float32, tmp_path / "block.onnx", **options
-    )
+    model = _export_and_compare(moe_block(make_model("deepseek_v3")), torch.float32, tmp_path / "block.onnx", **options)
     gemm = next(node for node in model.graph if node.op_type == "MoEExpertGemmFP4")
     assert gemm.attributes.get_string("format", "mxfp4") == options.get("format", "mxfp4")
 
