@@ -188,8 +188,8 @@ def _target(
         )
     if dynamic_shapes is not None or input_names is not None or output_names is not None:
         raise ExportError(
-            "A decoder's names and dynamic shapes are given: leave out dynamic_shapes, input_names and output_names, or "
-            "pass example_inputs."
+            "A decoder's names and dynamic shapes are given: leave out dynamic_shapes, input_names and output_names, "
+            "or pass example_inputs."
         )
     with _evaluating(module):
         dtype = next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())

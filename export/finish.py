@@ -92,6 +92,8 @@ def save(model: ir.Model, path: Path, functions: bool) -> None:
             data = Path(folder) / data_name
             if data.exists():
                 os.replace(data, path.parent / data_name)
+            else:
+                (path.parent / data_name).unlink(missing_ok=True)  # of an earlier model of this name
             os.replace(temporary, path)
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error}. Choose another folder, or make room.") from error

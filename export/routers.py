@@ -129,8 +129,8 @@ def _families(module: torch.nn.Module, top_k: int) -> Iterator[tuple[str, dict[s
     top_k_groups = int(getattr(facts, "topk_group", None) or 1)
     group_forms: list[dict[str, Any]] = [{}]
     if groups > 1:
-        for group_scoring in ("top2_sum", "max"):
-            group_forms.append({"num_groups": groups, "top_k_groups": top_k_groups, "group_scoring": group_scoring})
+        numbers = {"num_groups": groups, "top_k_groups": top_k_groups}
+        group_forms.extend({**numbers, "group_scoring": scoring} for scoring in ("top2_sum", "max"))
     forms: list[tuple[str, dict[str, Any]]] = [
         ("softmax after top-k", {"scoring": "softmax_after_topk"}),
         ("sigmoid after top-k", {"scoring": "sigmoid_after_topk"}),

@@ -39,11 +39,12 @@ _Specialisation = tuple[str, tuple[tuple[str, Any], ...], tuple[bool, ...], int]
 def add_functions(model: ir.Model) -> None:
     """Gives every onnx_moe node of `model` a body in standard operators, in place.
 
-    Bodies that the model already has are replaced. Nodes in subgraphs and in other functions are reached too.
-    Raises InvalidModelError if the model's standard operators are older than MINIMUM_OPSET, or if a node is
-    none of the domain's operators; InvalidAttributeError for wrong attributes.
+    Bodies that the model already has are replaced. Nodes in subgraphs are reached too.
+    Raises InvalidModelError if the model's standard operators are older than MINIMUM_OPSET, if a node is none of
+    the domain's operators, or if a node lies in a function; InvalidAttributeError for wrong attributes.
     """
     strip_functions(model)
+    _refuse_nodes_in_functions(model)
     opset = model.opset_imports.get("", 0)
     overloads: dict[_Specialisation, str] = {}
     for node in list(_nodes(model)):
@@ -68,6 +69,16 @@ def strip_functions(model: ir.Model) -> None:
         del model.functions[identifier]
     for node in _nodes(model):
         node.overload = ""
+
+
+def _refuse_nodes_in_functions(model: ir.Model) -> None:
+    for function in model.functions.values():
+        if any(node.domain == DOMAIN for node in ir.traversal.RecursiveGraphIterator(function)):
+            raise InvalidModelError(
+                f"Function {function.domain}.{function.name} calls operators of {DOMAIN}: ONNX Runtime (1.32) finds no "
+                "overload from inside a function, so inline the model's functions first "
+                "(onnx.inliner.inline_local_functions)."
+            )
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -75,7 +75,9 @@ def _global_scale(matrix: NDArray[Any], element_type: str) -> float:
         largest = float(np.uint32(bits << 16).view(np.float32))
     else:
         largest = float(np.abs(matrix).max(initial=0))
-    return largest / _NVFP4_RANGE if 0 < largest < np.inf else 1.0
+    if not 0 < largest < np.inf:
+        return 1.0  # zeros; what is not finite is refused where its position is known
+    return max(largest / _NVFP4_RANGE, float(np.finfo(np.float32).tiny))
 
 
 def quantize(

@@ -65,7 +65,7 @@ def test_ci_runs_the_readmes_commands() -> None:
 def test_named_files_exist(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:ops|export|onnx_moe|tests|tools|docs)/[\w./-]+)`", text))
-    named |= {link for link in re.findall(r"\]\(([\w./-]+)\)", text)}
+    named |= set(re.findall(r"\]\(([\w./-]+)\)", text))
     folder = (ROOT / document).parent
     missing = {name for name in named if not (ROOT / name).exists() and not (folder / name).exists()}
     assert not missing

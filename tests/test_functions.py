@@ -137,7 +137,7 @@ def test_stripping_gives_the_model_back() -> None:
         run(model, plugin=False)
 
 
-def test_nodes_in_subgraphs_and_functions_are_reached() -> None:
+def test_nodes_in_subgraphs_are_reached() -> None:
     router, first, second = block_model().graph.node
     branch = helper.make_graph(
         [helper.make_node(EXPERT_GEMM, second.input, ["y_inner"], domain=DOMAIN)],
@@ -145,25 +145,33 @@ def test_nodes_in_subgraphs_and_functions_are_reached() -> None:
         [],
         [helper.make_tensor_value_info("y_inner", TensorProto.FLOAT, None)],
     )
-    layer = helper.make_function(
-        "test.layers",
-        "Layer",
-        list(first.input),
-        ["z"],
-        [first],
-        [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, VERSION)],
-    )
     model = block_model(
         nodes=[
             router,
-            helper.make_node("Layer", first.input, ["z"], domain="test.layers"),
+            first,
             helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True))),
             helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch),
         ]
     )
+    assert_close(run(with_functions(model), plugin=False), run(block_model(), plugin=True))
+
+
+def test_nodes_in_functions_are_refused() -> None:
+    router, first, second = block_model().graph.node
+    layer = helper.make_function(
+        "test.layers",
+        "Layer",
+        list(first.input),
+        list(first.output),
+        [first],
+        [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, VERSION)],
+    )
+    call = helper.make_node("Layer", first.input, first.output, domain="test.layers")
+    model = block_model(nodes=[router, call, second])
     model.functions.append(layer)
     model.opset_import.append(helper.make_opsetid("test.layers", 1))
-    assert_close(run(with_functions(model), plugin=False), run(block_model(), plugin=True))
+    with pytest.raises(InvalidModelError, match=r"Function test\.layers\.Layer .* inline the model's functions first"):
+        with_functions(model)
 
 
 def test_an_id_outside_of_the_experts_stops_the_run() -> None:

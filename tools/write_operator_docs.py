@@ -13,8 +13,8 @@ HEADER = f"""# Operators of the domain `{DOMAIN}`, version {VERSION}
 
 Made from `ops/operators/definitions.json` by `tools/write_operator_docs.py`; edit those.
 
-T is float, float16 or bfloat16. Leading dimensions are free and kept: `[T, H]` and `[B, S, H]` both work, and zero rows are
-legal. Arithmetic is in float32 whatever T is; results are rounded to T once, at the end.
+T is float, float16 or bfloat16. Leading dimensions are free and kept: `[T, H]` and `[B, S, H]` both work, and zero rows
+are legal. Arithmetic is in float32 whatever T is; results are rounded to T once, at the end.
 """
 
 

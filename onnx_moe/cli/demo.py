@@ -49,8 +49,8 @@ def _show_text(console: Console, result: TextResult) -> None:
     console.print(Panel(body, title="A trained model, exported whole, writes"))
     console.print(
         f"{result.parameters / 1e6:.1f} M parameters, {megabytes(result.module_bytes)} in bfloat16, "
-        f"{megabytes(result.model_bytes)} as ONNX. Greedy text: {result.agreeing_tokens} of {result.new_tokens} tokens are "
-        "those of Torch with the same FP4 weights.",
+        f"{megabytes(result.model_bytes)} as ONNX. Greedy text: {result.agreeing_tokens} of {result.new_tokens} tokens "
+        "are those of Torch with the same FP4 weights.",
         highlight=False,
     )
     console.print(

@@ -20,8 +20,8 @@ def export(
         str,
         typer.Argument(
             metavar="MODULE:CALLABLE",
-            help="A Python function without arguments that returns (module, example_inputs); example_inputs may be None "
-            "for a causal language model of transformers.",
+            help="A Python function without arguments that returns (module, example_inputs); example_inputs may be "
+            "None for a causal language model of transformers.",
         ),
     ],
     output: Annotated[Path, typer.Argument(help="The .onnx file to write; weights go to OUTPUT.data beside it.")],

@@ -76,10 +76,8 @@ def mask_groups(keys: torch.Tensor, options: RouterAttributes) -> torch.Tensor:
         return keys
     group_size = keys.shape[-1] // options.num_groups
     groups = keys.reshape(*keys.shape[:-1], options.num_groups, group_size)
-    if options.group_scoring == "max":
-        group_scores = groups.amax(-1)
-    else:
-        group_scores = groups.topk(2, dim=-1).values.sum(-1)
+    counted = 1 if options.group_scoring == "max" else 2
+    group_scores = groups.topk(counted, dim=-1).values.sum(-1)
     kept = torch.zeros_like(group_scores, dtype=torch.bool)
     kept = kept.scatter(-1, select(group_scores, options.top_k_groups), True)
     return groups.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(-2)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "core/error.h"
@@ -127,7 +128,10 @@ class BlockQuantizer {
     return least_error(block, largest);
   }
 
-  float inverse(int code) const { return inverse_global_ / scale_value(format_.format, code); }
+  // Finite, so that a zero times it stays a zero however small the scale is.
+  float inverse(int code) const {
+    return std::min(inverse_global_ / scale_value(format_.format, code), std::numeric_limits<float>::max());
+  }
 
  private:
   int start_code(float largest, ScaleRule rule) const {
@@ -160,7 +164,9 @@ class BlockQuantizer {
         consider(start + step);
       }
     } else {
-      // float16 has too many codes to try each: 3 % steps over the same range.
+      // float16 has too many codes to try each: 3 % steps over the same range, and what rounding down or up gives.
+      consider(start - 1);
+      consider(start + 1);
       const float ideal = scale_value(format_.format, start);
       for (int step = 16; step <= 64; ++step) {
         consider(rounded_code(format_.format, ideal * static_cast<float>(step) / 32.0f, ScaleRule::kEven));
