@@ -85,24 +85,17 @@ void RouterOperator::compute(ort::KernelContext& context) {
 
 void RouterOperator::infer_shapes(const ort::ShapeInference& inference) {
   std::optional<ort::Shape> shape = inference.input(kHiddenStates);
-  const std::optional<ort::Shape> gate = inference.input(kGateWeight);
   const std::optional<int64_t> top_k = inference.int_attribute("top_k");
   if (!shape || !shape->has_rank || shape->dimensions.empty() || !top_k) return;
   const int64_t shared = inference.int_attribute("num_shared_experts").value_or(0);
-
-  ort::Shape logits = *shape;
-  logits.type = ort::kFloat;
-  if (gate && gate->rank() == 2) {
-    logits.dimensions.back() = gate->dimensions[0];
-    logits.symbols.back() = gate->symbols[0];
-  }
   shape->dimensions.back() = *top_k + shared;
   shape->symbols.back().clear();
   shape->type = ort::kInt32;
   inference.set_output(kExpertIds, *shape);
   shape->type = ort::kFloat;
   inference.set_output(kExpertWeights, *shape);
-  inference.set_output(kRouterLogits, logits);
+  // Not router_logits: nothing tells here whether the node has that output, and ONNX Runtime writes past the end of
+  // its vector (1.24 to 1.27 abort) when the shape of one is set that it has not.
 }
 
 }  // namespace onnx_moe
