@@ -230,7 +230,12 @@ import numpy as np, onnx_ir as ir, onnxruntime
 from onnx import TensorProto, helper
 from onnx_moe.functions import add_functions
 experts, rows, columns, tokens, slots = 32, 512, 1024, 128, 4
-shapes = {"x": (tokens, columns), "ids": (tokens, slots), "w": (experts, rows, columns // 2), "s": (experts, rows, columns // 32)}
+shapes = {
+    "x": (tokens, columns),
+    "ids": (tokens, slots),
+    "w": (experts, rows, columns // 2),
+    "s": (experts, rows, columns // 32),
+}
 types = {"x": TensorProto.FLOAT, "ids": TensorProto.INT32, "w": TensorProto.UINT8, "s": TensorProto.UINT8}
 node = helper.make_node("MoEExpertGemmFP4", list(shapes), ["y"], domain="onnx_moe")
 graph = helper.make_graph([node], "g",

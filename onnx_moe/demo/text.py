@@ -19,7 +19,7 @@ import onnx_moe
 from onnx_moe.demo.decoder import OnnxDecoder, perplexity
 from onnx_moe.export import with_fp4_weights
 
-PROMPT = "def main(argv=None):\n    parser = argparse.ArgumentParser("
+PROMPT = "import os\nimport sys\n\n\ndef "
 NEW_TOKENS = 80
 #: Windows of held-out text that perplexity is taken over.
 WINDOWS, WINDOW_TOKENS = 16, 256

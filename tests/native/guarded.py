@@ -72,8 +72,8 @@ def _random_floats(random: np.random.Generator, shape: tuple[int, ...], dtype: s
     return values.astype(TYPES[dtype])
 
 
-def gemm(case: Case, side: str | None) -> bytes:
-    guarded = Guarded(side)
+def gemm_arrays(case: Case) -> dict[str, Array]:
+    """Every buffer of a product, the output poisoned."""
     random = np.random.default_rng(0)
     blocks = case.columns // case.block
     scales = random.integers(40, 60, (case.experts, case.rows, blocks)).astype(np.uint8)
@@ -82,7 +82,7 @@ def gemm(case: Case, side: str | None) -> bytes:
     outputs = case.rows // 2 if case.gated else case.rows
     y_shape = (case.tokens, *([] if case.combine else [case.slots]), outputs)
     weights = random.integers(0, 256, (case.experts, case.rows, case.columns // 2))
-    arrays = {
+    return {
         "x": _random_floats(random, x_shape, case.dtype),
         "expert_ids": random.integers(0, case.experts, (case.tokens, case.slots)).astype(np.int32),
         "weights": weights.astype(np.uint8),
@@ -92,7 +92,11 @@ def gemm(case: Case, side: str | None) -> bytes:
         "expert_weights": random.random((case.tokens, case.slots)).astype(np.float32),
         "y": np.full(y_shape, POISON, np.uint8).astype(TYPES[case.dtype]),
     }
-    placed = {name: guarded.place(array) for name, array in arrays.items()}
+
+
+def gemm(case: Case, side: str | None) -> bytes:
+    guarded = Guarded(side)
+    placed = {name: guarded.place(array) for name, array in gemm_arrays(case).items()}
     pointers = {name: array.ctypes.data for name, array in placed.items()}
     if not case.combine:
         pointers["expert_weights"] = 0

@@ -1,4 +1,4 @@
-"""The quantiser and the codec, bit for bit against ml_dtypes and torchao, and the mse rule against an exhaustive search."""
+"""The quantiser and the codec, bit for bit against ml_dtypes and torchao; the mse rule against exhaustive search."""
 
 from __future__ import annotations
 

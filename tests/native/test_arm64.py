@@ -1,0 +1,110 @@
+"""The NEON kernel, cross-compiled and run under emulation, against the reference kernel of this machine."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from native.guarded import TYPES, Case, gemm, gemm_arrays, gemm_cases
+from onnx_moe import _native
+
+Array = NDArray[Any]
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+SYSTEM = Path("/usr/aarch64-linux-gnu")
+BUFFERS = ("x", "expert_ids", "weights", "scales", "global_scale", "bias", "expert_weights", "y")
+
+#: Of design: relative Frobenius error against float64, which the reference kernel stands for.
+TOLERANCES = {"float": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
+
+pytestmark = pytest.mark.skipif(
+    not all(shutil.which(tool) for tool in (COMPILER, EMULATOR, "cmake", "ninja")),
+    reason=f"needs {COMPILER}, {EMULATOR} (Debian: g++-aarch64-linux-gnu, qemu-user), cmake and ninja",
+)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library and its driver, built for arm64."""
+    folder = tmp_path_factory.mktemp("arm64")
+    toolchain = folder / "arm64.cmake"
+    toolchain.write_text(
+        "set(CMAKE_SYSTEM_NAME Linux)\n"
+        "set(CMAKE_SYSTEM_PROCESSOR aarch64)\n"
+        f"set(CMAKE_CXX_COMPILER {COMPILER})\n"
+        'set(CMAKE_CXX_FLAGS_RELEASE "-O1")\n'
+    )
+    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"]
+    for command in (
+        configure,
+        ["cmake", "--build", str(folder)],
+        [
+            COMPILER,
+            "-std=c++17",
+            "-O1",
+            f"-I{ROOT / 'ops' / 'include'}",
+            str(ROOT / "tests" / "native" / "arm64_driver.cpp"),
+            f"-L{folder / 'ops'}",
+            "-lonnx_moe",
+            f"-Wl,-rpath,{folder / 'ops'}",
+            "-o",
+            str(folder / "driver"),
+        ],
+    ):
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return folder / "driver"
+
+
+def _pack(case: Case) -> bytes:
+    numbers = (
+        _native.ELEMENT_TYPES[case.dtype],
+        case.tokens,
+        case.slots,
+        case.experts,
+        case.rows,
+        case.columns,
+        case.per_slot,
+        _native.FORMAT_NUMBERS[case.format],
+        case.block,
+        case.gated,
+        case.interleaved,
+    )
+    packed = np.array(numbers, np.int32).tobytes()
+    for name, array in gemm_arrays(case).items():
+        content = b"" if name == "expert_weights" and not case.combine else array.tobytes()
+        packed += np.int64(len(content)).tobytes() + content
+    return packed
+
+
+def _floats(content: bytes, dtype: str) -> Array:
+    values: Array = np.frombuffer(content, TYPES[dtype])
+    if dtype == "bfloat16":
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float64)
+
+
+def test_neon_kernel(driver: Path, tmp_path: Path) -> None:
+    cases = gemm_cases()[::3]
+    assert tuple(gemm_arrays(cases[0])) == BUFFERS, "the driver reads them in this order"
+    (tmp_path / "cases").write_bytes(b"".join(map(_pack, cases)))
+    command = [EMULATOR, "-L", str(SYSTEM), str(driver), str(tmp_path / "cases"), str(tmp_path / "output")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "kernel neon"
+
+    output = (tmp_path / "output").read_bytes()
+    with _native.use_kernel("reference"):
+        for case in cases:
+            expected = gemm(case, None)
+            actual, output = output[: len(expected)], output[len(expected) :]
+            ours, reference = _floats(actual, case.dtype), _floats(expected, case.dtype)
+            assert np.linalg.norm(ours - reference) <= TOLERANCES[case.dtype] * np.linalg.norm(reference), case
+    assert not output
