@@ -14,9 +14,8 @@ from onnx_moe.functions import add_functions
 from onnx_moe.operators import DOMAIN, ROUTER
 
 #: Alignment of tensors in the external data: a page of any system, so that a mapping can be handed on as it is.
+#: Smaller tensors stay in the model file, where they are no burden.
 ALIGNMENT = 65536
-#: Tensors of fewer bytes stay in the model file.
-_EXTERNAL_BYTES = 1024
 
 
 def tidy(model: ir.Model) -> None:
@@ -86,8 +85,9 @@ def save(model: ir.Model, path: Path, functions: bool) -> None:
                 model,
                 temporary,
                 external_data=data_name,
-                size_threshold_bytes=_EXTERNAL_BYTES,
+                size_threshold_bytes=ALIGNMENT,
                 alignment=ALIGNMENT,
+                align_threshold=0,
             )
             data = Path(folder) / data_name
             if data.exists():

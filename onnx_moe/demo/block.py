@@ -261,4 +261,4 @@ def _time_all(
         "plugin": lambda: run_plugin(next(rows["plugin"])),
         "peer": lambda: peer.run(None, next(feeds)),
     }
-    return median_seconds(runs, repeats=30 if len(inputs[0]) == 1 else 5)
+    return median_seconds(runs, rounds=4, burst=9) if len(inputs[0]) == 1 else median_seconds(runs, rounds=2, burst=4)

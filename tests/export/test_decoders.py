@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 import onnx_moe
-from export.models import ARCHITECTURES, Architecture, make_model
 from onnx_moe.export import ExportReport, with_fp4_weights
+
+from .models import ARCHITECTURES, Architecture, make_model
 
 Array = NDArray[Any]
 

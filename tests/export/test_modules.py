@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import onnx_moe
-from export.models import ARCHITECTURES, DecoderLayer, make_model, moe_block
 from onnx_moe.export import with_fp4_weights
+from onnx_moe.nn import SparseMoE
 from onnx_moe.operators import DOMAIN
+
+from .models import ARCHITECTURES, DecoderLayer, make_model, moe_block
 
 #: Of the largest of a dozen roundings in a row, each of half a unit in the last place: 2^-24 and 2^-11.
 TOLERANCES = {torch.float32: 3e-6, torch.float16: 6e-3}
@@ -75,6 +77,21 @@ def test_formats(options: dict[str, Any], tmp_path: Path) -> None:
     model = _export_and_compare(moe_block(make_model("deepseek_v3")), torch.float32, tmp_path / "block.onnx", **options)
     gemm = next(node for node in model.graph if node.op_type == "MoEExpertGemmFP4")
     assert gemm.attributes.get_string("format", "mxfp4") == options.get("format", "mxfp4")
+
+
+def test_large_weights_lie_aligned_in_a_file_of_their_own(tmp_path: Path) -> None:
+    layer = SparseMoE(256, 288, 32, 2)
+    path = tmp_path / "layer.onnx"
+    onnx_moe.export(layer, (torch.randn(2, 256),), path)
+    offsets = {
+        name: value.const_value.offset or 0
+        for name, value in ir.load(path).graph.initializers.items()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    }
+    assert {name.rpartition(".")[2] for name in offsets} == {"up_weights", "up_scales", "down_weights", "down_scales"}
+    assert len(set(offsets.values())) == 4
+    assert all(offset % 65536 == 0 for offset in offsets.values())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["layer.onnx", "layer.onnx.data"]
 
 
 def test_shared_experts_can_stay_as_they_are(tmp_path: Path) -> None:

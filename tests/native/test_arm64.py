@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from native.guarded import TYPES, Case, gemm, gemm_arrays, gemm_cases
 from onnx_moe import _native
+
+from .guarded import TYPES, Case, gemm, gemm_arrays, gemm_cases
 
 Array = NDArray[Any]
 

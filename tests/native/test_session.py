@@ -158,7 +158,7 @@ def test_weights_are_read_from_the_mapping(tmp_path: Path) -> None:
     assert int(output) < weight_bytes / 3
 
 
-def _subprocess_kernel(value: str) -> subprocess.CompletedProcess[str]:
+def _subprocess_kernel(value: str, folder: Path) -> subprocess.CompletedProcess[str]:
     code = (
         "import onnx_moe, onnxruntime\n"
         "onnx_moe.register(onnxruntime.SessionOptions())\n"
@@ -166,6 +166,7 @@ def _subprocess_kernel(value: str) -> subprocess.CompletedProcess[str]:
     )
     return subprocess.run(
         [sys.executable, "-c", code],
+        cwd=folder,  # not the repository, whose source folder would be imported instead of the installed package
         env={**os.environ, "ONNX_MOE_KERNEL": value},
         capture_output=True,
         text=True,
@@ -173,9 +174,9 @@ def _subprocess_kernel(value: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_environment_chooses_the_kernel() -> None:
-    assert _subprocess_kernel("reference").stdout.strip() == "reference"
-    result = _subprocess_kernel("sse9")
+def test_environment_chooses_the_kernel(tmp_path: Path) -> None:
+    assert _subprocess_kernel("reference", tmp_path).stdout.strip() == "reference"
+    result = _subprocess_kernel("sse9", tmp_path)
     assert result.returncode != 0
     assert "ONNX_MOE_KERNEL: kernel 'sse9' is not one that this machine can run: use one of auto" in result.stderr
 
