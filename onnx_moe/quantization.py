@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_moe import _native
-from onnx_moe.errors import InvalidInputError
+from onnx_moe.errors import InvalidInputError, OnnxMoeError
 from onnx_moe.formats import get_format
 
 if TYPE_CHECKING:
@@ -111,22 +111,26 @@ def quantize(
     count = int(np.prod(leading))
     source = array.reshape(count, rows, columns)
     codes = np.empty((count, rows, columns // 2), np.uint8)
-    scale_type = np.float16 if format == "fp4" else np.uint8
-    scales = np.empty((count, rows, columns // block), scale_type)
+    scales = np.empty((count, rows, columns // block), get_format(format).scale_type)
     global_scale = np.ones(count, np.float32)
 
     def quantize_matrix(index: int) -> None:
         if format == "nvfp4":
             global_scale[index] = _global_scale(source[index], element_type)
         matrix = _matrix(codes[index], scales[index], float(global_scale[index]), format, block)
-        _native.check(
-            _native.library().onnx_moe_quantize(
-                source[index].ctypes.data,
-                _native.ELEMENT_TYPES[element_type],
-                _native.SCALE_RULES[scale],
-                ctypes.byref(matrix),
-            )
+        status = _native.library().onnx_moe_quantize(
+            source[index].ctypes.data,
+            _native.ELEMENT_TYPES[element_type],
+            _native.SCALE_RULES[scale],
+            ctypes.byref(matrix),
         )
+        try:
+            _native.check(status)
+        except OnnxMoeError as error:
+            if not leading:
+                raise
+            position = [int(i) for i in np.unravel_index(index, leading)]
+            raise OnnxMoeError(f"matrix {position} of the weights: {error}") from error
 
     _for_each_matrix(count, quantize_matrix)
     return QuantizedWeights(
@@ -139,11 +143,16 @@ def quantize(
 
 
 def dequantize(quantized: QuantizedWeights) -> NDArray[np.float32]:
-    """The float32 weights [..., N, K] that `quantized` stands for."""
+    """The float32 weights [..., N, K] that `quantized` stands for.
+
+    Raises InvalidInputError unless the shapes and element types in `quantized` fit each other and its format.
+    """
+    block = get_format(quantized.format).resolve_block_size(quantized.block_size)
+    _check_quantized(quantized, block)
     *leading, rows, packed_columns = quantized.weights.shape
     count = int(np.prod(leading))
     codes = np.ascontiguousarray(quantized.weights).reshape(count, rows, packed_columns)
-    scales = np.ascontiguousarray(quantized.scales).reshape(count, rows, -1)
+    scales = np.ascontiguousarray(quantized.scales).reshape(count, rows, 2 * packed_columns // block)
     if quantized.global_scale is None:
         global_scale = np.ones(count, np.float32)
     else:
@@ -151,13 +160,33 @@ def dequantize(quantized: QuantizedWeights) -> NDArray[np.float32]:
     weights = np.empty((count, rows, 2 * packed_columns), np.float32)
 
     def dequantize_matrix(index: int) -> None:
-        matrix = _matrix(
-            codes[index], scales[index], float(global_scale[index]), quantized.format, quantized.block_size
-        )
+        matrix = _matrix(codes[index], scales[index], float(global_scale[index]), quantized.format, block)
         _native.check(_native.library().onnx_moe_dequantize(ctypes.byref(matrix), weights[index].ctypes.data))
 
     _for_each_matrix(count, dequantize_matrix)
     return weights.reshape(*leading, rows, 2 * packed_columns)
+
+
+def _check_quantized(quantized: QuantizedWeights, block: int) -> None:
+    """InvalidInputError unless the native code may read `quantized`: it trusts the sizes that it is given."""
+    weights, scales, global_scale = quantized.weights, quantized.scales, quantized.global_scale
+    if weights.ndim < 2 or weights.dtype != np.uint8 or 2 * weights.shape[-1] % block:
+        raise InvalidInputError(
+            f"weights are {weights.dtype.name} of shape {list(weights.shape)}, but must be uint8 [..., N, K/2] with K a "
+            f"multiple of {quantized.format}'s block of {block}."
+        )
+    scale_type = get_format(quantized.format).scale_type
+    expected = (*weights.shape[:-1], 2 * weights.shape[-1] // block)
+    if scales.shape != expected or scales.dtype.name != scale_type:
+        raise InvalidInputError(
+            f"scales are {scales.dtype.name} of shape {list(scales.shape)}, but weights of shape {list(weights.shape)} "
+            f"in {quantized.format} take {scale_type} of shape {list(expected)}."
+        )
+    if global_scale is not None and global_scale.shape != weights.shape[:-2]:
+        raise InvalidInputError(
+            f"global_scale has shape {list(global_scale.shape)}, but must be {list(weights.shape[:-2])}, one for each "
+            "matrix."
+        )
 
 
 def _matrix(

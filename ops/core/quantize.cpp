@@ -23,6 +23,7 @@ constexpr int kE2M1MaxExponent = 2;  // 6 = 1.5 · 2^2
 constexpr int kE8M0Bias = 127;
 constexpr int kLargestE8M0 = 254;
 constexpr int kSmallestE4M3 = 1;  // 2^-9: a scale of 0 would make readers divide by it
+constexpr int kSmallestNormalE4M3 = 8;
 constexpr int kLargestE4M3 = 0x7E;
 constexpr int kSmallestFloat16 = 1;
 constexpr int kLargestFloat16 = 0x7BFF;
@@ -158,8 +159,10 @@ class BlockQuantizer {
       consider(start - 1);
       consider(start + 1);
     } else if (format_.format == Format::kNvfp4) {
-      // Eight codes an octave: from where the maximum is clipped to half to where it is stored as 3.
-      for (int step = 1; step <= 8; ++step) {
+      // Eight codes an octave: from where the maximum is clipped to half to where it is stored as 3. A subnormal
+      // scale has fewer digits than the larger ones, which may thus fit better, up to where it is stored as 0.5.
+      const int reach = start < kSmallestNormalE4M3 ? 29 : 8;
+      for (int step = 1; step <= reach; ++step) {
         consider(start - step);
         consider(start + step);
       }

@@ -8,10 +8,20 @@ namespace onnx_moe {
 namespace {
 
 template <typename Items, typename Name>
-std::string join(const Items& items, Name&& name) {
+std::string join(const Items& items, Name&& name, const char* separator = ", ") {
   std::string joined;
-  for (const auto& item : items) joined += (joined.empty() ? "" : ", ") + name(item);
+  for (const auto& item : items) joined += (joined.empty() ? "" : separator) + name(item);
   return joined;
+}
+
+// read(), whose error says neither which attribute it was nor what it should be.
+template <typename Read>
+auto read_as(const char* type, const AttributeDefinition& attribute, Read&& read) {
+  try {
+    return read();
+  } catch (const Error& error) {
+    fail("attribute ", attribute.name, " must be ", type, ": ", error.what());
+  }
 }
 
 void check_range(const AttributeDefinition& attribute, double value) {
@@ -59,17 +69,18 @@ void Attributes::read(const ort::KernelInfo& info, const AttributeDefinition& at
     return value.value_or(fallback);
   };
   if (attribute.type == AttributeType::kInt) {
-    const int64_t value =
-        value_or_default(info.int_attribute(attribute.name), static_cast<int64_t>(attribute.default_number));
+    const auto given = read_as("an int", attribute, [&] { return info.int_attribute(attribute.name); });
+    const int64_t value = value_or_default(given, static_cast<int64_t>(attribute.default_number));
     check_range(attribute, static_cast<double>(value));
     integers_[attribute.name] = value;
   } else if (attribute.type == AttributeType::kFloat) {
-    const float value =
-        value_or_default(info.float_attribute(attribute.name), static_cast<float>(attribute.default_number));
+    const auto given = read_as("a float", attribute, [&] { return info.float_attribute(attribute.name); });
+    const float value = value_or_default(given, static_cast<float>(attribute.default_number));
     check_range(attribute, static_cast<double>(value));
     numbers_[attribute.name] = value;
   } else {
-    const std::string value = value_or_default(info.string_attribute(attribute.name), attribute.default_text);
+    const auto given = read_as("a string", attribute, [&] { return info.string_attribute(attribute.name); });
+    const std::string value = value_or_default(given, attribute.default_text);
     const bool known = std::find(attribute.choices.begin(), attribute.choices.end(), value) != attribute.choices.end();
     require(known, "attribute ", attribute.name, " is '", value, "': use one of ",
             join(attribute.choices, [](const std::string& choice) { return choice; }));
@@ -119,10 +130,13 @@ void OperatorKernel::check_types(const ort::KernelInfo& info, const OperatorDefi
       continue;
     }
     std::vector<int> legal = input.types;
-    if (input.type == "T_or_float") legal = {ort::kFloat, static_cast<int>(type_)};
+    if (input.type == "T_or_float") {
+      legal = {ort::kFloat};
+      if (type_ != ElementType::kFloat) legal.push_back(static_cast<int>(type_));
+    }
     if (input.type == "T") legal = {static_cast<int>(type_)};
     require(std::find(legal.begin(), legal.end(), actual->type) != legal.end(), "input ", input.name, " is ",
-            type_name(actual->type), ", but must be ", join(legal, type_name));
+            type_name(actual->type), ", but must be ", join(legal, type_name, " or "), ": cast it");
   }
 }
 

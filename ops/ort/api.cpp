@@ -170,7 +170,9 @@ std::optional<Shape> ShapeInference::input(size_t index) const {
     return std::nullopt;
   }
   if (!info) return std::nullopt;
-  return read_shape(api_, info);  // the context owns it
+  Shape shape = read_shape(api_, info);             // the context owns it
+  if (shape.type == kAnyType) return std::nullopt;  // an input that is left out, but named ""
+  return shape;
 }
 
 std::optional<int64_t> ShapeInference::int_attribute(const char* name) const {

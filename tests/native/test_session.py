@@ -198,7 +198,8 @@ def test_an_old_runtime_gets_a_status_that_says_so() -> None:
     get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(
         lambda version: ctypes.addressof(table) if version == 1 else None
     )
-    get_version = ctypes.CFUNCTYPE(ctypes.c_char_p)(lambda: b"1.18.0")
+    version = ctypes.create_string_buffer(b"1.18.0")
+    get_version = ctypes.CFUNCTYPE(ctypes.c_void_p)(lambda: ctypes.addressof(version))
     base = (ctypes.c_void_p * 2)(*(ctypes.cast(function, ctypes.c_void_p).value for function in (get_api, get_version)))
     register = ctypes.CDLL(str(onnx_moe.library_path())).RegisterCustomOps
     register.restype = ctypes.c_void_p
