@@ -46,12 +46,13 @@ ONNX_MOE_WIDE float largest_magnitude(const float* values, int64_t count) {
   return float_from_bits(largest);
 }
 
-ONNX_MOE_WIDE float squared_error(const float* values, int64_t count, float scale, float inverse) {
+// In units of 1 / inverse_unit: the squares of weights themselves overflow or vanish from 2^±64 on.
+ONNX_MOE_WIDE float squared_error(const float* values, int64_t count, float scale, float inverse, float inverse_unit) {
   float partial[16] = {};
   for (int64_t i = 0; i < count; i += 16) {
     for (int64_t lane = 0; lane < 16; ++lane) {
       const float magnitude = std::fabs(values[i + lane]);
-      const float difference = round_to_e2m1(magnitude * inverse) * scale - magnitude;
+      const float difference = (round_to_e2m1(magnitude * inverse) * scale - magnitude) * inverse_unit;
       partial[lane] += difference * difference;
     }
   }
@@ -143,11 +144,13 @@ class BlockQuantizer {
   int least_error(const float* block, float largest) const {
     const CodeRange range = code_range(format_.format);
     const int start = start_code(largest, format_.format == Format::kMxfp4 ? ScaleRule::kFloor : ScaleRule::kEven);
+    // 2^-e of a maximum of 2^e or a little more, so that multiplying by it is exact.
+    const float inverse_unit = float_from_bits((254u - std::min(bits_from_float(largest) >> 23, 253u)) << 23);
     int best = start;
-    float best_error = error(block, start);
+    float best_error = error(block, start, inverse_unit);
     const auto consider = [&](int code) {
       code = std::clamp(code, range.smallest, range.largest);
-      const float candidate = error(block, code);
+      const float candidate = error(block, code, inverse_unit);
       if (candidate < best_error) {
         best = code;
         best_error = candidate;
@@ -178,8 +181,9 @@ class BlockQuantizer {
     return best;
   }
 
-  float error(const float* block, int code) const {
-    return squared_error(block, format_.block_size, scale_value(format_.format, code) * global_scale_, inverse(code));
+  float error(const float* block, int code, float inverse_unit) const {
+    const float scale = scale_value(format_.format, code) * global_scale_;
+    return squared_error(block, format_.block_size, scale, inverse(code), inverse_unit);
   }
 
   BlockFormat format_;
