@@ -172,8 +172,8 @@ def _check_quantized(quantized: QuantizedWeights, block: int) -> None:
     weights, scales, global_scale = quantized.weights, quantized.scales, quantized.global_scale
     if weights.ndim < 2 or weights.dtype != np.uint8 or 2 * weights.shape[-1] % block:
         raise InvalidInputError(
-            f"weights are {weights.dtype.name} of shape {list(weights.shape)}, but must be uint8 [..., N, K/2] with K a "
-            f"multiple of {quantized.format}'s block of {block}."
+            f"weights are {weights.dtype.name} of shape {list(weights.shape)}, but must be uint8 [..., N, K/2] with K "
+            f"a multiple of {quantized.format}'s block of {block}."
         )
     scale_type = get_format(quantized.format).scale_type
     expected = (*weights.shape[:-1], 2 * weights.shape[-1] // block)
