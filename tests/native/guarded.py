@@ -61,11 +61,11 @@ class Case:
     combine: bool
     per_slot: bool
 
-    slots = 2
-    experts = 3
+    slots: int = 2
+    experts: int = 3
 
 
-def _random_floats(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
+def random_floats(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
     values = random.standard_normal(shape).astype(np.float32)
     if dtype == "bfloat16":
         return (values.view(np.uint32) >> 16).astype(np.uint16)
@@ -77,18 +77,18 @@ def gemm_arrays(case: Case) -> dict[str, Array]:
     random = np.random.default_rng(0)
     blocks = case.columns // case.block
     scales = random.integers(40, 60, (case.experts, case.rows, blocks)).astype(np.uint8)
-    scale_array = np.abs(_random_floats(random, scales.shape, "float16")) if case.format == "fp4" else scales
+    scale_array = np.abs(random_floats(random, scales.shape, "float16")) if case.format == "fp4" else scales
     x_shape = (case.tokens, *([case.slots] if case.per_slot else []), case.columns)
     outputs = case.rows // 2 if case.gated else case.rows
     y_shape = (case.tokens, *([] if case.combine else [case.slots]), outputs)
     weights = random.integers(0, 256, (case.experts, case.rows, case.columns // 2))
     return {
-        "x": _random_floats(random, x_shape, case.dtype),
+        "x": random_floats(random, x_shape, case.dtype),
         "expert_ids": random.integers(0, case.experts, (case.tokens, case.slots)).astype(np.int32),
         "weights": weights.astype(np.uint8),
         "scales": scale_array,
         "global_scale": random.random((case.experts, 2 if case.gated else 1)).astype(np.float32),
-        "bias": _random_floats(random, (case.experts, case.rows), case.dtype),
+        "bias": random_floats(random, (case.experts, case.rows), case.dtype),
         "expert_weights": random.random((case.tokens, case.slots)).astype(np.float32),
         "y": np.full(y_shape, POISON, np.uint8).astype(TYPES[case.dtype]),
     }
@@ -127,10 +127,10 @@ def router(dtype: str, tokens: int, hidden_size: int, experts: int, gate: bool, 
     random = np.random.default_rng(1)
     top_k = min(4, experts)
     arrays = {
-        "hidden_states": _random_floats(random, (tokens, hidden_size if gate else experts), dtype),
-        "gate_weight": _random_floats(random, (experts, hidden_size), dtype),
-        "gate_bias": _random_floats(random, (experts,), dtype),
-        "correction_bias": _random_floats(random, (experts,), "float"),
+        "hidden_states": random_floats(random, (tokens, hidden_size if gate else experts), dtype),
+        "gate_weight": random_floats(random, (experts, hidden_size), dtype),
+        "gate_bias": random_floats(random, (experts,), dtype),
+        "correction_bias": random_floats(random, (experts,), "float"),
         "expert_ids": np.full((tokens, top_k), -1, np.int32),
         "expert_weights": np.full((tokens, top_k), POISON, np.float32),
         "router_logits": np.full((tokens, experts), POISON, np.float32),
@@ -164,7 +164,7 @@ def gemm_cases() -> list[Case]:
     cases = [
         replace(base, format=format, block=block, tokens=tokens, columns=multiple * block, rows=rows, dtype=dtype)
         for (format, block), tokens, multiple, (rows, dtype) in itertools.product(
-            formats, (1, 2, 7, 65), (1, 3, 9), ((33, "float"), (37, "float16"), (5, "bfloat16"))
+            formats, (1, 2, 3, 7, 65), (1, 3, 9), ((33, "float"), (37, "float16"), (5, "bfloat16"))
         )
     ]
     for format, interleaved, combine, per_slot in itertools.product(formats, *[(False, True)] * 3):

@@ -1,7 +1,8 @@
-"""The NEON kernel, cross-compiled and run under emulation, against the reference kernel of this machine."""
+"""The NEON kernel, cross-compiled and run under emulation: its products, and its decoding of every code and scale."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from onnx_moe import _native
 
+from .decoding import BLOCKS, ROW_BLOCKS, Product, products
 from .guarded import TYPES, Case, gemm, gemm_arrays, gemm_cases
 
 Array = NDArray[Any]
@@ -64,7 +66,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "driver"
 
 
-def _pack(case: Case) -> bytes:
+def _pack(case: Case, arrays: dict[str, Array], activation: bool) -> bytes:
+    assert tuple(arrays) == BUFFERS, "the driver reads them in this order"
     numbers = (
         _native.ELEMENT_TYPES[case.dtype],
         case.tokens,
@@ -77,12 +80,51 @@ def _pack(case: Case) -> bytes:
         case.block,
         case.gated,
         case.interleaved,
+        activation,
     )
     packed = np.array(numbers, np.int32).tobytes()
-    for name, array in gemm_arrays(case).items():
+    for name, array in arrays.items():
         content = b"" if name == "expert_weights" and not case.combine else array.tobytes()
         packed += np.int64(len(content)).tobytes() + content
     return packed
+
+
+def _pack_product(product: Product) -> bytes:
+    (tokens, columns), rows = product.x.shape, len(product.codes)
+    case = Case(
+        format=product.format,
+        block=BLOCKS[product.format],
+        dtype="float",
+        tokens=tokens,
+        rows=rows,
+        columns=columns,
+        gated=False,
+        interleaved=False,
+        combine=False,
+        per_slot=False,
+        slots=1,
+        experts=1,
+    )
+    arrays: dict[str, Array] = {
+        "x": product.x,
+        "expert_ids": np.zeros(tokens, np.int32),
+        "weights": product.weights,
+        "scales": product.scales,
+        "global_scale": np.ones(1, np.float32),
+        "bias": np.zeros(rows, np.float32),
+        "expert_weights": np.zeros(0, np.float32),
+        "y": np.full((tokens, rows), 12345, np.float32),
+    }
+    return _pack(case, arrays, activation=False)
+
+
+def _run(driver: Path, folder: Path, cases: list[bytes]) -> bytes:
+    (folder / "cases").write_bytes(b"".join(cases))
+    command = [EMULATOR, "-L", str(SYSTEM), str(driver), str(folder / "cases"), str(folder / "output")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "kernel neon"
+    return (folder / "output").read_bytes()
 
 
 def _floats(content: bytes, dtype: str) -> Array:
@@ -94,14 +136,7 @@ def _floats(content: bytes, dtype: str) -> Array:
 
 def test_neon_kernel(driver: Path, tmp_path: Path) -> None:
     cases = gemm_cases()[::3]
-    assert tuple(gemm_arrays(cases[0])) == BUFFERS, "the driver reads them in this order"
-    (tmp_path / "cases").write_bytes(b"".join(map(_pack, cases)))
-    command = [EMULATOR, "-L", str(SYSTEM), str(driver), str(tmp_path / "cases"), str(tmp_path / "output")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "kernel neon"
-
-    output = (tmp_path / "output").read_bytes()
+    output = _run(driver, tmp_path, [_pack(case, gemm_arrays(case), activation=True) for case in cases])
     with _native.use_kernel("reference"):
         for case in cases:
             expected = gemm(case, None)
@@ -109,3 +144,14 @@ def test_neon_kernel(driver: Path, tmp_path: Path) -> None:
             ours, reference = _floats(actual, case.dtype), _floats(expected, case.dtype)
             assert np.linalg.norm(ours - reference) <= TOLERANCES[case.dtype] * np.linalg.norm(reference), case
     assert not output
+
+
+@pytest.mark.parametrize("format", BLOCKS)
+def test_every_scale_and_code(driver: Path, tmp_path: Path, format: str) -> None:
+    cases = [
+        product
+        for row_blocks, rows_of_x in itertools.product(ROW_BLOCKS, (1, 16))
+        for product in products(format, row_blocks, rows_of_x)
+    ]
+    output = np.frombuffer(_run(driver, tmp_path, list(map(_pack_product, cases))), np.float32)
+    np.testing.assert_array_equal(output, np.concatenate([case.expected.reshape(-1) for case in cases]))

@@ -12,9 +12,10 @@ from onnx_moe import _native
 
 
 @pytest.mark.parametrize("kernel", _native.kernel_names())
-def test_kernels_stay_inside_their_buffers(kernel: str) -> None:
+@pytest.mark.parametrize("program", ["native.guarded", "native.guarded_codec"])
+def test_kernels_stay_inside_their_buffers(kernel: str, program: str) -> None:
     tests = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-m", "native.guarded", kernel]
+    command = [sys.executable, "-m", program, kernel]
     result = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, f"exit status {result.returncode} (-11 is a fault)\n{result.stderr}"
     assert "cases" in result.stdout

@@ -40,9 +40,9 @@ def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def feeds(inputs: dict[str, tuple[int, Shape]]) -> dict[str, NDArray[Any]]:
-    """Zeros of the types and shapes."""
+    """Zeros of the types and shapes, which are sizes here."""
     return {
-        name: np.zeros(shape or (), onnx.helper.tensor_dtype_to_np_dtype(element_type))
+        name: np.zeros([int(size) for size in shape or ()], onnx.helper.tensor_dtype_to_np_dtype(element_type))
         for name, (element_type, shape) in inputs.items()
     }
 

@@ -135,13 +135,30 @@ def test_concurrent_runs_of_one_session() -> None:
                 np.testing.assert_array_equal(actual, reference)
 
 
+def save_with_external_data(model: onnx.ModelProto, path: Path, offset: int) -> None:
+    """Every initializer goes `offset` bytes behind a multiple of 65536 in a file beside the model's."""
+    data = b""
+    for tensor in model.graph.initializer:
+        data += bytes(-len(data) % 65536 + offset)
+        content = numpy_helper.to_array(tensor).tobytes()
+        entries = {"location": "weights.data", "offset": len(data), "length": len(content)}
+        data += content
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=str(value))
+    (path.parent / "weights.data").write_bytes(data)
+    onnx.save(model, path)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
-def test_weights_are_read_from_the_mapping(tmp_path: Path) -> None:
+@pytest.mark.parametrize("offset", [0, 3])
+def test_weights_are_read_from_the_mapping(tmp_path: Path, offset: int) -> None:
     """In a process of its own: the allocator of this one has memory to spare, which would hide a copy."""
     script = tmp_path / "probe.py"
     model = block_model(columns=2048)
-    path = tmp_path / "large.onnx"
-    onnx.save_model(model, path, save_as_external_data=True, location="large.data", size_threshold=1024)
+    expected = run(onnx_moe.InferenceSession(model.SerializeToString()), np.ones((1, 1, 2048), np.float32))
+    save_with_external_data(model, tmp_path / "large.onnx", offset)
     weight_bytes = EXPERTS * 2048 * 1024
     script.write_text(
         "import numpy as np, onnx_moe, onnxruntime, sys\n"
@@ -151,11 +168,14 @@ def test_weights_are_read_from_the_mapping(tmp_path: Path) -> None:
         "x = np.ones((1, 1, 2048), np.float32)\n"
         "before = anonymous()\n"
         "session = onnx_moe.InferenceSession(sys.argv[1])\n"
-        "session.run(None, {'input': x})\n"
+        "result = session.run(None, {'input': x})[0]\n"
         "print(anonymous() - before)\n"
+        "np.save('result.npy', result)\n"
     )
-    output = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, str(script), "large.onnx"]
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert int(output) < weight_bytes / 3
+    np.testing.assert_array_equal(np.load(tmp_path / "result.npy"), expected)
 
 
 def _subprocess_kernel(value: str, folder: Path) -> subprocess.CompletedProcess[str]:
