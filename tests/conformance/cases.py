@@ -275,7 +275,7 @@ _ROUTER_SETTINGS: dict[str, Sequence[Any]] = {
     "scoring": ["softmax", "sigmoid", "sqrt_softplus", "softmax_after_topk", "sigmoid_after_topk"],
     "normalisation": _NORMALISATIONS,
     "groups": _GROUPS,
-    "values": ["random", "ties", "equal", "nan", "infinite", "masked", "large"],
+    "values": ["random", "ties", "equal", "nan", "infinite", "masked", "large", "negative"],
     "tokens": [(0,), (1,), (7,), (64,), (513,), (2, 3), (2, 0)],
     "num_experts": [8, 16, 64, 128, 256],
     "top_k": [1, 2, 4, 8],
@@ -299,6 +299,10 @@ def _router_case(settings: Mapping[str, Any]) -> RouterCase:
 
 ROUTER_CASES: list[RouterCase] = [
     *dict.fromkeys(_router_case(settings) for settings in pairwise(_ROUTER_SETTINGS)),
+    *(
+        RouterCase(num_experts=16, gate="absent", scoring=scoring, values="negative", correction_bias=True)
+        for scoring in ("softmax", "sigmoid", "sqrt_softplus", "softmax_after_topk", "sigmoid_after_topk")
+    ),
     RouterCase(num_experts=1, top_k=1),
     RouterCase(tokens=(), gate="float", num_shared_experts=1),
     RouterCase(tokens=(), gate="absent", num_groups=4, top_k_groups=2),

@@ -49,6 +49,8 @@ def draw_gemm_inputs(case: GemmCase) -> GemmInputs:
     x = rng.standard_normal((*(assignments if case.x_per_slot else case.tokens), case.columns))
     if case.weights == "x_nan":
         x[rng.random(x.shape) < 0.01] = np.nan
+    if case.weights == "scale_nan":
+        x = np.abs(x)
     if (case.format, case.weights) == ("mxfp4", "scale_zero"):
         x *= 1e30  # the weights are 2^-127 and less
     weights, scales = draw_weights(case, rng)
@@ -83,6 +85,8 @@ def draw_weights(case: GemmCase, rng: np.random.Generator) -> tuple[Array, Array
     codes = rng.integers(0, 256, (case.num_experts, case.rows, case.columns // 2), np.uint8)
     if case.weights == "codes_zero":  # both zeros
         codes &= 0x88
+    if case.weights == "scale_nan":  # positive terms only, so that a scale taken for an infinity gives no NaN
+        codes = codes & 0x77 | 0x11
     shape = (case.num_experts, case.rows, case.blocks)
     return codes, _SCALES[case.format](case.weights, shape, rng)
 
@@ -152,6 +156,10 @@ def draw_router_inputs(case: RouterCase) -> RouterInputs:
         hidden_states, gate_bias, correction_bias = 0 * hidden_states, 0 * gate_bias + 1, 0 * correction_bias
     if case.values == "large":
         hidden_states *= 20
+    if case.values == "negative":  # where a score is all but 0, and still has all its digits
+        gate_bias -= 20
+        if case.gate == "absent":
+            hidden_states -= 20
     spoilt = rng.random(hidden_states.shape) < 0.3 / features
     if case.values == "nan":
         hidden_states[spoilt] = np.nan
