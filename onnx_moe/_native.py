@@ -86,6 +86,7 @@ class ExpertGemmArgs(ctypes.Structure):
         ("alpha", ctypes.c_float),
         ("beta", ctypes.c_float),
         ("limit", ctypes.c_float),
+        ("accuracy_level", ctypes.c_int32),
         ("y", ctypes.c_void_p),
     )
 

@@ -1,6 +1,8 @@
 #include "core/expert_gemm.h"
 
 #include <algorithm>
+#include <atomic>
+#include <thread>
 
 #include "core/dispatch.h"
 #include "core/error.h"
@@ -9,148 +11,239 @@ namespace onnx_moe {
 
 namespace {
 
-// Bytes of codes in a tile. Small enough that one token at k = 1 keeps every core busy, large enough that claiming
-// a tile (~0.1 µs) does not show: 128 KiB take about 10 µs to read.
-constexpr int64_t kTileBytes = 128 * 1024;
-constexpr int64_t kMaxTileColumns = 128;
+// Output columns are split into tiles, and a task computes one tile of every expert. All tasks cost the same then,
+// however skewed the routing is, and a task holds all that a token's combine needs. Tiles are as wide as keeping all
+// cores busy to the end allows: long runs through the weights, and activations that are read once for many of them.
+constexpr int64_t kTilesPerCore = 8;
+constexpr int64_t kMaxTileColumns = 256;
+constexpr int64_t kFewRows = 4;             // of an expert: kernels stream the weights, and take a tile as a whole
+constexpr int64_t kProductFloats = 8192;    // of one product: 32 KiB, on the stack
+constexpr int64_t kRowBytes = 1024 * 1024;  // of activations that a tile's weights meet in the second cache
 
-struct Tile {
-  int32_t expert;
-  int32_t rows;
-  int64_t first_row;  // position in expert order
-  int64_t first_column;
-  int64_t columns;
+// Assignments grouped by expert, and the experts that have any.
+struct Groups {
+  const int64_t* order;
+  const int64_t* offsets;
+  const int32_t* active;
+  int64_t active_count;
+
+  int64_t rows(int64_t index) const { return offsets[active[index] + 1] - offsets[active[index]]; }
 };
 
-// One call: what the tiles share.
+// One call: what the tasks share.
 struct Call {
   const Kernel& kernel;
   const Activation& activation;
   const ExpertWeights& weights;
   const ExpertGemmInput& input;
-  const int64_t* order;
-  const float* packed;
-  int64_t packed_size;
-  float* results;  // [tokens · slots, N'] before the combine; null when y is written directly
+  Operands operands;
+  Groups groups;
+  const float* values;    // activations as floats, one row of x after the other; null if no expert needs them
+  const uint8_t* packed;  // activations as the kernel packed them; null likewise
+  int64_t packed_bytes;
   int64_t output_columns;
+  int64_t tile_columns;
+
+  int bands() const { return activation.gated ? 2 : 1; }
+  // Columns of a band, with room for whole panels.
+  int64_t padded(int64_t columns) const {
+    const int64_t panel = kMaxPanelRows / bands();
+    return (columns + panel - 1) / panel * panel;
+  }
 };
 
-int64_t tile_columns(const ExpertWeights& weights, const Activation& activation) {
-  const int64_t bytes = weights.columns / 2 * (activation.gated ? 2 : 1);
-  const int64_t columns = kTileBytes / std::max<int64_t>(bytes, 1) / 16 * 16;
-  return std::clamp<int64_t>(columns, 16, kMaxTileColumns);
+int64_t choose_tile_columns(int64_t output_columns, int bands) {
+  static const int64_t tiles = kTilesPerCore * std::max(1u, std::thread::hardware_concurrency());
+  const int64_t panel = kMaxPanelRows / bands;
+  const int64_t columns = (output_columns / tiles + panel - 1) / panel * panel;
+  return std::clamp(columns, panel, kMaxTileColumns);
 }
 
-template <typename Visit>
-void for_each_tile(const int64_t* offsets, const ExpertWeights& weights, const Activation& activation, Visit&& visit) {
-  const int64_t columns = tile_columns(weights, activation);
-  const int64_t output_columns = activation.output_columns(weights.rows);
-  for (int64_t expert = 0; expert < weights.num_experts; ++expert) {
-    for (int64_t row = offsets[expert]; row < offsets[expert + 1]; row += kMaxRows) {
-      const int64_t rows = std::min(kMaxRows, offsets[expert + 1] - row);
-      for (int64_t column = 0; column < output_columns; column += columns) {
-        visit(Tile{static_cast<int32_t>(expert), static_cast<int32_t>(rows), row, column,
-                   std::min(columns, output_columns - column)});
-      }
+Fp4Tile make_tile(const Call& call, int64_t expert, int64_t first_column) {
+  const ExpertWeights& weights = call.weights;
+  const int64_t expert_rows = expert * weights.rows;
+  Fp4Tile tile{weights.codes + expert_rows * call.operands.row_bytes(),
+               static_cast<const uint8_t*>(weights.scales) + expert_rows * call.operands.scale_row_bytes(),
+               std::min(call.tile_columns, call.output_columns - first_column),
+               call.bands(),
+               {{first_column, 1}, {0, 0}},
+               nullptr};
+  if (!call.activation.gated) return tile;
+  if (call.activation.interleaved) {
+    tile.band[0] = {2 * first_column, 2};
+    tile.band[1] = {2 * first_column + 1, 2};
+  } else {
+    tile.band[1] = {weights.rows / 2 + first_column, 1};
+  }
+  return tile;
+}
+
+// A tile's biases as floats, a band after the other; nothing without bias.
+struct TileBias {
+  float values[2 * kMaxTileColumns];
+  const float* band[2] = {nullptr, nullptr};
+};
+
+void load_bias(const Call& call, int64_t expert, const Fp4Tile& tile, TileBias& bias) {
+  const ExpertWeights& weights = call.weights;
+  if (!weights.bias) return;
+  const int64_t expert_row = expert * weights.rows;
+  for (int b = 0; b < tile.bands; ++b) {
+    float* target = bias.values + b * kMaxTileColumns;
+    bias.band[b] = target;
+    const int64_t first = expert_row + tile.band[b].first;
+    if (tile.band[b].step == 1) {
+      call.kernel.widen(weights.bias_type, element_at(weights.bias_type, weights.bias, first), tile.columns, target);
+      continue;
+    }
+    for (int64_t c = 0; c < tile.columns; ++c) {
+      target[c] = load_element(weights.bias_type, weights.bias, first + c * tile.band[b].step);
     }
   }
 }
 
-// A tile's biases as floats: `gate` and `up` point into `buffer`, or are null.
-struct TileBias {
-  float buffer[2 * kMaxTileColumns];
-  const float* gate = nullptr;
-  const float* up = nullptr;
-};
-
-// Weight rows of a tile: output column c is made of rows gate_row + c·step and, gated, up_row + c·step.
-struct TileRows {
-  int64_t gate_row;
-  int64_t up_row;
-  int64_t step;
-};
-
-TileRows tile_rows(const Call& call, const Tile& tile) {
-  if (!call.activation.gated) return {tile.first_column, 0, 1};
-  if (call.activation.interleaved) return {2 * tile.first_column, 2 * tile.first_column + 1, 2};
-  return {tile.first_column, call.weights.rows / 2 + tile.first_column, 1};
+// `columns` columns of the tile from its column `first` on.
+Fp4Tile part_of(const Fp4Tile& tile, int64_t first, int64_t columns) {
+  Fp4Tile part = tile;
+  part.columns = std::min(columns, tile.columns - first);
+  for (WeightBand& band : part.band) band.first += first * band.step;
+  return part;
 }
 
-void load_bias(const Call& call, const Tile& tile, const TileRows& rows, TileBias& bias) {
-  const ExpertWeights& weights = call.weights;
-  if (!weights.bias) return;
-  const auto widen = [&](int64_t first, int64_t count, float* target) {
-    call.kernel.widen(weights.bias_type,
-                      element_at(weights.bias_type, weights.bias, tile.expert * weights.rows + first), count, target);
-  };
-  bias.gate = bias.buffer;
-  if (rows.step == 2) {
-    widen(rows.gate_row, 2 * tile.columns, bias.buffer);
-    bias.up = bias.buffer + 1;
-    return;
-  }
-  widen(rows.gate_row, tile.columns, bias.buffer);
-  if (!call.activation.gated) return;
-  widen(rows.up_row, tile.columns, bias.buffer + kMaxTileColumns);
-  bias.up = bias.buffer + kMaxTileColumns;
-}
+// What a task works on: a tile of one expert, whose results go to `results` [assignments, columns of the whole tile],
+// to be combined, or to y.
+struct Work {
+  const Call& call;
+  const Fp4Tile& tile;
+  Epilogue epilogue;  // of the whole tile
+  float* results;
 
-void write_row(const Call& call, const Tile& tile, const Epilogue& epilogue, int64_t assignment) {
-  const int64_t offset = assignment * call.output_columns + tile.first_column;
-  if (call.results) return call.kernel.finish(epilogue, call.results + offset);
-  if (call.input.type == ElementType::kFloat)
-    return call.kernel.finish(epilogue, static_cast<float*>(call.input.y) + offset);
+  int64_t first_column() const { return tile.band[0].first / tile.band[0].step; }
+};
+
+// A row of products on its way out, from the tile's column `first` on.
+void write_row(const Work& work, const Epilogue& epilogue, int64_t assignment, int64_t first) {
+  const Call& call = work.call;
+  if (work.results) return call.kernel.finish(epilogue, work.results + assignment * work.tile.columns + first);
+  const ElementType type = call.input.type;
+  const int64_t offset = assignment * call.output_columns + work.first_column() + first;
+  if (type == ElementType::kFloat) return call.kernel.finish(epilogue, static_cast<float*>(call.input.y) + offset);
   float row[kMaxTileColumns];
   call.kernel.finish(epilogue, row);
-  call.kernel.narrow(call.input.type, row, tile.columns, element_at(call.input.type, call.input.y, offset));
+  call.kernel.narrow(type, row, epilogue.columns, element_at(type, call.input.y, offset));
 }
 
-void multiply(const Call& call, const Tile& tile, const TileRows& tile_rows, const Rows& rows, float* gate, float* up) {
-  const ExpertWeights& weights = call.weights;
-  const int64_t expert_rows = tile.expert * weights.rows;
-  Fp4Tile fp4{weights.format,
-              weights.codes + expert_rows * (weights.columns / 2),
-              static_cast<const char*>(weights.scales) +
-                  expert_rows * weights.format.blocks(weights.columns) * weights.format.scale_bytes(),
-              weights.columns,
-              tile_rows.gate_row,
-              tile.columns * tile_rows.step};
-  call.kernel.fp4_products(fp4, rows, {gate, 2 * kMaxTileColumns});
-  if (!call.activation.gated || tile_rows.step == 2) return;
-  fp4.first = tile_rows.up_row;
-  call.kernel.fp4_products(fp4, rows, {up, 2 * kMaxTileColumns});
-}
+// Rows of one expert; `assignments` are their flat indices.
+struct RowSet {
+  const float* values[kMaxRows];
+  const uint8_t* packed[kMaxRows];
+  const int64_t* assignments;
+  int64_t count;
+};
 
-void compute_tile(const Call& call, const Tile& tile) {
+void collect_rows(const Call& call, int64_t first, int64_t count, RowSet& rows) {
   const int64_t slots_per_row = call.input.x_per_slot ? 1 : call.input.slots;
-  const float* row_data[kMaxRows];
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    row_data[r] = call.packed + call.order[tile.first_row + r] / slots_per_row * call.packed_size;
+  rows.assignments = call.groups.order + first;
+  rows.count = count;
+  for (int64_t r = 0; r < count; ++r) {
+    const int64_t row = rows.assignments[r] / slots_per_row;
+    rows.values[r] = call.values + row * call.operands.depth;
+    rows.packed[r] = call.packed + row * call.packed_bytes;
   }
-  alignas(64) float products[kMaxRows * 2 * kMaxTileColumns];
-  const TileRows rows = tile_rows(call, tile);
-  float* gate = products;
-  float* up = products + (rows.step == 2 ? 1 : kMaxTileColumns);
-  multiply(call, tile, rows, {row_data, tile.rows}, gate, up);
+}
 
-  TileBias bias;
-  load_bias(call, tile, rows, bias);
-  const ExpertWeights& weights = call.weights;
-  const float* scale = weights.global_scale ? weights.global_scale + tile.expert * weights.global_scales : nullptr;
-  Epilogue epilogue{&call.activation,
-                    gate,
-                    up,
-                    rows.step,
-                    scale ? scale[0] : 1.0f,
-                    scale ? scale[weights.global_scales - 1] : 1.0f,
-                    bias.gate,
-                    bias.up,
-                    tile.columns};
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    write_row(call, tile, epilogue, call.order[tile.first_row + r]);
-    epilogue.gate += 2 * kMaxTileColumns;
-    epilogue.up += 2 * kMaxTileColumns;
+// Products of the rows with `part`, which starts at the tile's column `first`.
+void multiply_part(const Work& work, const Fp4Tile& part, int64_t first, const RowSet& rows) {
+  const Call& call = work.call;
+  const int64_t band_stride = call.padded(part.columns);
+  const int64_t stride = part.bands * band_stride;
+  alignas(64) float products[kProductFloats];
+  call.kernel.fp4_products(call.operands, part, {rows.values, rows.packed, rows.count},
+                           {products, stride, band_stride});
+  Epilogue epilogue = work.epilogue;
+  epilogue.columns = part.columns;
+  if (epilogue.gate_bias) epilogue.gate_bias += first;
+  if (epilogue.up_bias) epilogue.up_bias += first;
+  for (int64_t r = 0; r < rows.count; ++r) {
+    epilogue.gate = products + r * stride;
+    epilogue.up = epilogue.gate + band_stride;
+    write_row(work, epilogue, rows.assignments[r], first);
   }
+}
+
+// A few rows take the tile as a whole; more rows take it panel by panel, so that a panel is decoded once for all.
+void multiply_rows(const Work& work, const RowSet& rows) {
+  const Fp4Tile& tile = work.tile;
+  const int64_t panel = rows.count <= kFewRows ? kMaxTileColumns : kMaxPanelRows / tile.bands;
+  for (int64_t first = 0; first < tile.columns; first += panel) {
+    Fp4Tile part = part_of(tile, first, panel);
+    Fp4Tile next;
+    if (first + panel < tile.columns) {
+      next = part_of(tile, first + panel, panel);
+      part.next = &next;
+    }
+    multiply_part(work, part, first, rows);
+  }
+}
+
+void compute_expert(const Call& call, int64_t expert, Fp4Tile tile, float* results) {
+  TileBias bias;
+  load_bias(call, expert, tile, bias);
+  const ExpertWeights& weights = call.weights;
+  const float* scale = weights.global_scale ? weights.global_scale + expert * weights.global_scales : nullptr;
+  const Epilogue epilogue{&call.activation,
+                          nullptr,
+                          nullptr,
+                          scale ? scale[0] : 1.0f,
+                          scale ? scale[weights.global_scales - 1] : 1.0f,
+                          bias.band[0],
+                          bias.band[1],
+                          tile.columns};
+  // Sets of nearly equal size, so that each decodes the weights for as many rows as the others.
+  const int64_t bytes = std::max<int64_t>(call.packed_bytes, call.operands.depth);
+  const int64_t most = std::clamp<int64_t>(kRowBytes / bytes, 8 * kFewRows, kMaxRows);
+  const int64_t end = call.groups.offsets[expert + 1];
+  int64_t first = call.groups.offsets[expert];
+  for (int64_t sets = (end - first + most - 1) / most; sets > 0; --sets) {
+    RowSet rows;
+    collect_rows(call, first, (end - first) / sets, rows);
+    first += rows.count;
+    multiply_rows({call, tile, epilogue, results}, rows);
+    tile.next = nullptr;  // one fetch is enough
+  }
+}
+
+void combine(const Call& call, int64_t first_column, int64_t columns, const float* results) {
+  const ExpertGemmInput& input = call.input;
+  for (int64_t token = 0; token < input.tokens; ++token) {
+    const float* weights = input.expert_weights + token * input.slots;
+    const float* rows = results + token * input.slots * columns;
+    const int64_t offset = token * call.output_columns + first_column;
+    if (input.type == ElementType::kFloat) {
+      call.kernel.combine(weights, rows, input.slots, columns, static_cast<float*>(input.y) + offset);
+      continue;
+    }
+    float sums[kMaxTileColumns];
+    call.kernel.combine(weights, rows, input.slots, columns, sums);
+    call.kernel.narrow(input.type, sums, columns, element_at(input.type, input.y, offset));
+  }
+}
+
+void compute_columns(const Call& call, int64_t first_column, float* results) {
+  const Groups& groups = call.groups;
+  Fp4Tile tile = make_tile(call, groups.active[0], first_column);
+  for (int64_t i = 0; i < groups.active_count; ++i) {
+    // Another thread may take the next columns; fetching the start of its tile costs less than waiting for one's own.
+    Fp4Tile next{};
+    const int64_t next_column = first_column + tile.columns;
+    const bool last = i + 1 == groups.active_count;
+    if (!last) next = make_tile(call, groups.active[i + 1], first_column);
+    if (last && next_column < call.output_columns) next = make_tile(call, groups.active[0], next_column);
+    tile.next = next.codes ? &next : nullptr;
+    compute_expert(call, groups.active[i], tile, results);
+    if (!last) tile = next;
+  }
+  if (results) combine(call, first_column, tile.columns, results);
 }
 
 // Rows handed to one task of the passes over rows, which cost little for each.
@@ -164,42 +257,40 @@ void parallel_for_rows(Host& host, int64_t rows, Body&& body) {
   });
 }
 
-void pack_rows(const Kernel& kernel, const ExpertGemmInput& input, int64_t depth, int64_t packed_size, float* packed,
-               Host& host) {
-  const int64_t rows = input.x_per_slot ? input.tokens * input.slots : input.tokens;
-  if (input.type == ElementType::kFloat) {
-    const auto* x = static_cast<const float*>(input.x);
-    parallel_for_rows(host, rows,
-                      [&](int64_t row) { kernel.pack(x + row * depth, depth, packed + row * packed_size); });
-    return;
-  }
-  const int64_t tasks = (rows + kRowsPerTask - 1) / kRowsPerTask;
-  const Scratch<float> widened(host, tasks * depth);
-  parallel_for_rows(host, rows, [&](int64_t row) {
-    float* wide = widened.data() + row / kRowsPerTask * depth;
-    kernel.widen(input.type, element_at(input.type, input.x, row * depth), depth, wide);
-    kernel.pack(wide, depth, packed + row * packed_size);
-  });
-}
+// The activations in the forms that some expert's row count asks for.
+struct Activations {
+  bool needs_values = false;
+  bool needs_packed = false;
 
-void combine(const Call& call, Host& host) {
-  const ExpertGemmInput& input = call.input;
-  const int64_t columns = call.output_columns;
-  const bool direct = input.type == ElementType::kFloat;
-  const int64_t tasks = (input.tokens + kRowsPerTask - 1) / kRowsPerTask;
-  const Scratch<float> sums(host, direct ? 1 : tasks * columns);
-  parallel_for_rows(host, input.tokens, [&](int64_t token) {
-    float* sum = direct ? static_cast<float*>(input.y) + token * columns : sums.data() + token / kRowsPerTask * columns;
-    for (int64_t slot = 0; slot < input.slots; ++slot) {
-      const int64_t assignment = token * input.slots + slot;
-      call.kernel.accumulate(input.expert_weights[assignment], call.results + assignment * columns, columns, slot == 0,
-                             sum);
+  Activations(const Kernel& kernel, const Groups& groups, Precision precision) {
+    for (int64_t i = 0; i < groups.active_count; ++i) {
+      const bool reads_packed = kernel.reads_packed(precision, groups.rows(i));
+      needs_packed |= reads_packed;
+      needs_values |= !reads_packed;
     }
-    if (!direct) call.kernel.narrow(input.type, sum, columns, element_at(input.type, input.y, token * columns));
+  }
+};
+
+void prepare_rows(const Kernel& kernel, const Operands& operands, const ExpertGemmInput& input, int64_t rows,
+                  float* widened, uint8_t* packed, Host& host) {
+  const bool is_float = input.type == ElementType::kFloat;
+  const int64_t packed_bytes = kernel.packed_bytes(operands);
+  parallel_for_rows(host, rows, [&](int64_t row) {
+    const float* values = static_cast<const float*>(input.x) + row * operands.depth;
+    if (!is_float) {
+      float* wide = widened + row * operands.depth;
+      kernel.widen(input.type, element_at(input.type, input.x, row * operands.depth), operands.depth, wide);
+      values = wide;
+    }
+    if (packed) kernel.pack(operands, values, packed + row * packed_bytes);
   });
 }
 
 }  // namespace
+
+Precision precision_of(int64_t accuracy_level) {
+  return accuracy_level >= 4 ? Precision::kInt8 : accuracy_level >= 2 ? Precision::kHalf : Precision::kFloat;
+}
 
 void validate(const ExpertWeights& weights, const Activation& activation) {
   const int64_t block = weights.format.block_size;
@@ -216,29 +307,51 @@ void expert_gemm(const Kernel& kernel, const Activation& activation, const Exper
                  const ExpertGemmInput& input, Host& host) {
   const int64_t assignments = input.tokens * input.slots;
   if (assignments == 0) return;
-  const Scratch<int64_t> groups(host, assignments + weights.num_experts + 1);
-  int64_t* order = groups.data();
+  const Scratch<int64_t> grouped(host, assignments + weights.num_experts + 1);
+  int64_t* order = grouped.data();
   int64_t* offsets = order + assignments;
   group_tokens_by_expert<int32_t, int64_t>(input.expert_ids, assignments, input.slots, weights.num_experts, order,
                                            offsets, nullptr);
+  const Scratch<int32_t> active(host, weights.num_experts);
+  Groups groups{order, offsets, active.data(), 0};
+  for (int64_t expert = 0; expert < weights.num_experts; ++expert) {
+    if (offsets[expert] < offsets[expert + 1]) active[groups.active_count++] = static_cast<int32_t>(expert);
+  }
 
-  const int64_t packed_size = kernel.packed_size(weights.columns);
-  const Scratch<float> packed(host, (input.x_per_slot ? assignments : input.tokens) * packed_size);
-  pack_rows(kernel, input, weights.columns, packed_size, packed.data(), host);
+  const Operands operands{weights.format, input.precision, weights.columns};
+  const int64_t rows = input.x_per_slot ? assignments : input.tokens;
+  const Activations forms(kernel, groups, input.precision);
+  const bool is_float = input.type == ElementType::kFloat;
+  const int64_t packed_bytes = kernel.packed_bytes(operands);
+  const Scratch<float> widened(host, is_float ? 0 : rows * operands.depth);
+  const Scratch<uint8_t> packed(host, forms.needs_packed ? rows * packed_bytes : 0);
+  if (!is_float || forms.needs_packed) {
+    prepare_rows(kernel, operands, input, rows, widened.data(), forms.needs_packed ? packed.data() : nullptr, host);
+  }
 
   const int64_t output_columns = activation.output_columns(weights.rows);
-  const Scratch<float> results(host, input.expert_weights ? assignments * output_columns : 1);
-  const Call call{kernel,        activation,    weights,     input,
-                  order,         packed.data(), packed_size, input.expert_weights ? results.data() : nullptr,
-                  output_columns};
-
-  int64_t tile_count = 0;
-  for_each_tile(offsets, weights, activation, [&](const Tile&) { ++tile_count; });
-  const Scratch<Tile> tiles(host, tile_count);
-  Tile* next = tiles.data();
-  for_each_tile(offsets, weights, activation, [&](const Tile& tile) { *next++ = tile; });
-  parallel_for(host, tile_count, [&](int64_t i) { compute_tile(call, tiles[i]); });
-  if (input.expert_weights) combine(call, host);
+  const Call call{kernel,
+                  activation,
+                  weights,
+                  input,
+                  operands,
+                  groups,
+                  is_float ? static_cast<const float*>(input.x) : widened.data(),
+                  packed.data(),
+                  packed_bytes,
+                  output_columns,
+                  choose_tile_columns(output_columns, activation.gated ? 2 : 1)};
+  const int64_t tiles = (output_columns + call.tile_columns - 1) / call.tile_columns;
+  std::atomic<int64_t> next_tile{0};
+  parallel_for(host, tiles, [&](int64_t) {
+    int64_t tile = next_tile++;
+    if (tile >= tiles) return;
+    // One thread's, for all the tiles that it takes.
+    const Scratch<float> results(host, input.expert_weights ? assignments * call.tile_columns : 0);
+    for (; tile < tiles; tile = next_tile++) {
+      compute_columns(call, tile * call.tile_columns, input.expert_weights ? results.data() : nullptr);
+    }
+  });
 }
 
 }  // namespace onnx_moe

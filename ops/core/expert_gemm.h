@@ -27,6 +27,7 @@ struct ExpertWeights {
 
 struct ExpertGemmInput {
   ElementType type;  // of x and y
+  Precision precision;
   int64_t tokens;
   int64_t slots;
   bool x_per_slot;
@@ -36,9 +37,12 @@ struct ExpertGemmInput {
   void* y;
 };
 
-// Same inputs, same bytes: tiles depend on shapes and routing alone, never on the number of threads.
+// Same inputs, same bytes: how a product is summed depends on shapes and routing alone, never on threads or tiles.
 void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
                  const ExpertGemmInput& input, Host& host);
+
+// The precision that an accuracy_level of the operators allows.
+Precision precision_of(int64_t accuracy_level);
 
 // Throws an Error unless sizes, format and activation fit together.
 void validate(const ExpertWeights& weights, const Activation& activation);

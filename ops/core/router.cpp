@@ -16,6 +16,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kExpertsPerTask = 16;
 // Rows to a task when routing: selecting takes a few µs a row.
 constexpr int64_t kTokensPerTask = 8;
+// Rows to a task when multiplying with the gate.
+constexpr int64_t kRowsPerTask = 64;
 // Rows are padded with zeros to whole vectors of any kernel.
 constexpr int64_t kRowPadding = 16;
 
@@ -144,10 +146,10 @@ void multiply_gate(const Kernel& kernel, const RouterInput& input, float* logits
   const int64_t depth = input.hidden_size;
   const int64_t padded = (depth + kRowPadding - 1) / kRowPadding * kRowPadding;
   const Scratch<float> rows(host, input.tokens * padded);
-  const int64_t row_blocks = (input.tokens + kMaxRows - 1) / kMaxRows;
+  const int64_t row_blocks = (input.tokens + kRowsPerTask - 1) / kRowsPerTask;
   parallel_for(host, row_blocks, [&](int64_t block) {
-    const int64_t end = std::min(input.tokens, (block + 1) * kMaxRows);
-    for (int64_t t = block * kMaxRows; t < end; ++t) {
+    const int64_t end = std::min(input.tokens, (block + 1) * kRowsPerTask);
+    for (int64_t t = block * kRowsPerTask; t < end; ++t) {
       float* row = rows.data() + t * padded;
       kernel.widen(input.type, element_at(input.type, input.hidden_states, t * depth), depth, row);
       std::fill(row + depth, row + padded, 0.0f);
@@ -155,14 +157,15 @@ void multiply_gate(const Kernel& kernel, const RouterInput& input, float* logits
   });
   const int64_t expert_blocks = (input.num_experts + kExpertsPerTask - 1) / kExpertsPerTask;
   parallel_for(host, row_blocks * expert_blocks, [&](int64_t task) {
-    const int64_t first_row = task / expert_blocks * kMaxRows;
+    const int64_t first_row = task / expert_blocks * kRowsPerTask;
     const int64_t first = task % expert_blocks * kExpertsPerTask;
-    const float* row_data[kMaxRows];
-    const int64_t count = std::min(kMaxRows, input.tokens - first_row);
+    const float* row_data[kRowsPerTask];
+    const int64_t count = std::min(kRowsPerTask, input.tokens - first_row);
     for (int64_t r = 0; r < count; ++r) row_data[r] = rows.data() + (first_row + r) * padded;
     const PlainTile tile{input.gate_type, input.gate_weight, depth, first,
                          std::min(kExpertsPerTask, input.num_experts - first)};
-    kernel.plain_products(tile, {row_data, count}, {logits + first_row * input.num_experts + first, input.num_experts});
+    kernel.plain_products(tile, row_data, count,
+                          {logits + first_row * input.num_experts + first, input.num_experts, 0});
   });
 }
 

@@ -138,6 +138,7 @@ typedef struct onnx_moe_expert_gemm_args {
   float alpha;
   float beta;
   float limit;
+  int32_t accuracy_level; /* 0 to 4, as in MoEExpertGemmFP4 */
   void* y; /* [tokens, slots, N'] or [tokens, N'] */
 } onnx_moe_expert_gemm_args;
 

@@ -1,4 +1,4 @@
-// What a kernel is: the arithmetic of both operators for one instruction set. A kernel knows nothing of ONNX Runtime,
+// What a kernel is: the arithmetic of the operators for one instruction set. A kernel knows nothing of ONNX Runtime,
 // of threads or of routing; the drivers in core/ hand it tiles.
 #pragma once
 
@@ -10,29 +10,55 @@
 
 namespace onnx_moe {
 
-// Activation rows, as a kernel's `pack` (or `widen`) wrote them.
+// What the activations may be rounded to: 24 bits, 16 bits or 8 bits, with a scale for every 32 of them. The weights
+// are exact in all three.
+enum class Precision : int32_t { kFloat, kHalf, kInt8 };
+
+// Activation rows of depth K. `values` are floats, `packed` is what the kernel's `pack` made of them; a kernel reads
+// one of the two, and `reads_packed` says which.
 struct Rows {
-  const float* const* data;
+  const float* const* values;
+  const uint8_t* const* packed;
   int64_t count;
 };
 
-// Where a tile's products go: value (row, column) to data[row * stride + column].
+// Where a tile's products go: value (row, column) of a band to data[row * stride + band * band_stride + column].
+// Kernels write whole panels: band_stride has room for `columns` rounded up to kMaxPanelRows / bands.
 struct Products {
   float* data;
   int64_t stride;
+  int64_t band_stride;
 };
+// Most weight rows that a kernel decodes together; a divisor of it for the others.
+inline constexpr int64_t kMaxPanelRows = 32;
 
-// `columns` output columns of one expert, from weight row `first`: y = W · x, block scales included.
-struct Fp4Tile {
+// What every tile of a call has in common: the form of the weights, that of the activations, and their depth.
+struct Operands {
   BlockFormat format;
-  const uint8_t* codes;  // of the expert: [N, K / 2]
-  const void* scales;    // of the expert: [N, K / block]
-  int64_t depth;         // K
-  int64_t first;
-  int64_t columns;
+  Precision precision;
+  int64_t depth;  // K
+
+  int64_t row_bytes() const { return depth / 2; }
+  int64_t scale_row_bytes() const { return format.blocks(depth) * format.scale_bytes(); }
 };
 
-// The same for plain weights [N, K] (the router's matrix).
+// Weight rows first, first + step, …: the rows of the gate, of the up projection, or of both when nothing is gated.
+struct WeightBand {
+  int64_t first;
+  int64_t step;
+};
+
+// `columns` output columns of one expert: y = W · x, block scales included.
+struct Fp4Tile {
+  const uint8_t* codes;   // of the expert: [N, K / 2]
+  const uint8_t* scales;  // of the expert: [N, K / block]
+  int64_t columns;        // of each band
+  int bands;              // 2 when gated
+  WeightBand band[2];
+  const Fp4Tile* next;  // the tile that this thread works on next, for prefetching; null if there is none
+};
+
+// Plain weights [N, K] (the router's matrix).
 struct PlainTile {
   ElementType type;
   const void* weights;
@@ -42,12 +68,11 @@ struct PlainTile {
 };
 
 // A row of products on its way out: y = activation(gate · gate_scale + gate_bias, up · up_scale + up_bias).
-// Step is 2 when gate and up lie interleaved in one row. Biases may be null; `up` is unused when not gated.
+// Biases may be null; `up` is unused when not gated.
 struct Epilogue {
   const Activation* activation;
   const float* gate;
   const float* up;
-  int64_t step;
   float gate_scale;
   float up_scale;
   const float* gate_bias;
@@ -58,20 +83,21 @@ struct Epilogue {
 struct Kernel {
   const char* name;
   bool (*supported)();
-  // Floats that a packed row of `depth` activations takes.
-  int64_t (*packed_size)(int64_t depth);
-  // Activations of a row, widened to float in the order in which fp4_products reads them, zero-padded.
-  void (*pack)(const float* row, int64_t depth, float* packed);
-  void (*fp4_products)(const Fp4Tile& tile, const Rows& packed_rows, const Products& products);
-  void (*plain_products)(const PlainTile& tile, const Rows& rows, const Products& products);
+  // Bytes of a packed row, a multiple of 64.
+  int64_t (*packed_bytes)(const Operands& operands);
+  void (*pack)(const Operands& operands, const float* row, uint8_t* packed);
+  // Whether fp4_products reads `packed` for this many rows, or `values`.
+  bool (*reads_packed)(Precision precision, int64_t rows);
+  void (*fp4_products)(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products);
+  void (*plain_products)(const PlainTile& tile, const float* const* rows, int64_t count, const Products& products);
   void (*finish)(const Epilogue& epilogue, float* y);
-  // y[i] += weight · x[i], or y[i] = weight · x[i] when `first`.
-  void (*accumulate)(float weight, const float* x, int64_t count, bool first, float* y);
+  // y[c] = Σ_s weights[s] · rows[s · columns + c], summed in the order of the slots.
+  void (*combine)(const float* weights, const float* rows, int64_t slots, int64_t columns, float* y);
   void (*widen)(ElementType type, const void* source, int64_t count, float* target);
   void (*narrow)(ElementType type, const float* source, int64_t count, void* target);
 };
 
 // Most rows that a driver hands to a kernel at once.
-inline constexpr int64_t kMaxRows = 64;
+inline constexpr int64_t kMaxRows = 256;
 
 }  // namespace onnx_moe

@@ -10,42 +10,45 @@ namespace {
 
 bool supported() { return true; }
 
-int64_t packed_size(int64_t depth) { return depth; }
+// Activations are multiplied as they are, whatever the precision asked for.
+bool reads_packed(Precision, int64_t) { return false; }
+int64_t packed_bytes(const Operands&) { return 0; }
+void pack(const Operands&, const float*, uint8_t*) {}
 
-void pack(const float* row, int64_t depth, float* packed) {
-  for (int64_t i = 0; i < depth; ++i) packed[i] = row[i];
-}
-
-double dot_fp4(const Fp4Tile& tile, int64_t weight_row, const float* row) {
-  const int64_t block_size = tile.format.block_size;
-  const int64_t blocks = tile.format.blocks(tile.depth);
-  const uint8_t* codes = tile.codes + weight_row * (tile.depth / 2);
+double dot_fp4(const Operands& operands, const Fp4Tile& tile, int64_t weight_row, const float* row) {
+  const int64_t block_size = operands.format.block_size;
+  const int64_t blocks = operands.format.blocks(operands.depth);
+  const uint8_t* codes = tile.codes + weight_row * operands.row_bytes();
   double sum = 0.0;
   for (int64_t block = 0; block < blocks; ++block) {
     double block_sum = 0.0;
     for (int64_t i = block * block_size; i < (block + 1) * block_size; ++i) {
       block_sum += static_cast<double>(load_code(codes, i)) * static_cast<double>(row[i]);
     }
-    sum += block_sum * static_cast<double>(load_scale(tile.format.format, tile.scales, weight_row * blocks + block));
+    sum += block_sum * static_cast<double>(load_scale(operands.format.format, tile.scales, weight_row * blocks + block));
   }
   return sum;
 }
 
-void fp4_products(const Fp4Tile& tile, const Rows& rows, const Products& products) {
+void fp4_products(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
   for (int64_t r = 0; r < rows.count; ++r) {
-    for (int64_t c = 0; c < tile.columns; ++c) {
-      products.data[r * products.stride + c] = static_cast<float>(dot_fp4(tile, tile.first + c, rows.data[r]));
+    for (int band = 0; band < tile.bands; ++band) {
+      for (int64_t c = 0; c < tile.columns; ++c) {
+        const int64_t weight_row = tile.band[band].first + c * tile.band[band].step;
+        products.data[r * products.stride + band * products.band_stride + c] =
+            static_cast<float>(dot_fp4(operands, tile, weight_row, rows.values[r]));
+      }
     }
   }
 }
 
-void plain_products(const PlainTile& tile, const Rows& rows, const Products& products) {
-  for (int64_t r = 0; r < rows.count; ++r) {
+void plain_products(const PlainTile& tile, const float* const* rows, int64_t count, const Products& products) {
+  for (int64_t r = 0; r < count; ++r) {
     for (int64_t c = 0; c < tile.columns; ++c) {
       double sum = 0.0;
       for (int64_t i = 0; i < tile.depth; ++i) {
         sum += static_cast<double>(load_element(tile.type, tile.weights, (tile.first + c) * tile.depth + i)) *
-               static_cast<double>(rows.data[r][i]);
+               static_cast<double>(rows[r][i]);
       }
       products.data[r * products.stride + c] = static_cast<float>(sum);
     }
@@ -78,14 +81,14 @@ void finish(const Epilogue& epilogue, float* y) {
   const Activation& activation = *epilogue.activation;
   const double limit = activation.limit;
   for (int64_t i = 0; i < epilogue.columns; ++i) {
-    double gate = static_cast<double>(epilogue.gate[i * epilogue.step]) * epilogue.gate_scale;
-    if (epilogue.gate_bias) gate += epilogue.gate_bias[i * epilogue.step];
+    double gate = static_cast<double>(epilogue.gate[i]) * epilogue.gate_scale;
+    if (epilogue.gate_bias) gate += epilogue.gate_bias[i];
     if (!activation.gated) {
       y[i] = static_cast<float>(apply(activation.function, activation.alpha, gate));
       continue;
     }
-    double up = static_cast<double>(epilogue.up[i * epilogue.step]) * epilogue.up_scale;
-    if (epilogue.up_bias) up += epilogue.up_bias[i * epilogue.step];
+    double up = static_cast<double>(epilogue.up[i]) * epilogue.up_scale;
+    if (epilogue.up_bias) up += epilogue.up_bias[i];
     if (limit > 0.0) {
       gate = at_most(gate, limit);
       up = at_least(at_most(up, limit), -limit);
@@ -94,8 +97,12 @@ void finish(const Epilogue& epilogue, float* y) {
   }
 }
 
-void accumulate(float weight, const float* x, int64_t count, bool first, float* y) {
-  for (int64_t i = 0; i < count; ++i) y[i] = (first ? 0.0f : y[i]) + weight * x[i];
+void combine(const float* weights, const float* rows, int64_t slots, int64_t columns, float* y) {
+  for (int64_t i = 0; i < columns; ++i) {
+    float sum = 0.0f;
+    for (int64_t slot = 0; slot < slots; ++slot) sum += weights[slot] * rows[slot * columns + i];
+    y[i] = sum;
+  }
 }
 
 void widen(ElementType type, const void* source, int64_t count, float* target) {
@@ -109,7 +116,7 @@ void narrow(ElementType type, const float* source, int64_t count, void* target) 
 }  // namespace
 
 extern const Kernel kReferenceKernel;
-const Kernel kReferenceKernel = {"reference",    supported, packed_size, pack,  fp4_products,
-                                 plain_products, finish,    accumulate,  widen, narrow};
+const Kernel kReferenceKernel = {"reference",  supported,      packed_bytes, pack,       reads_packed, fp4_products,
+                                 plain_products, finish,       combine,   widen,      narrow};
 
 }  // namespace onnx_moe

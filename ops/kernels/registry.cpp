@@ -11,9 +11,12 @@
 namespace onnx_moe {
 
 #if defined(__x86_64__)
+extern const Kernel kAvx512VnniKernel;
 extern const Kernel kAvx512Kernel;
+extern const Kernel kAvx2VnniKernel;
 extern const Kernel kAvx2Kernel;
 #elif defined(__aarch64__)
+extern const Kernel kNeonDotprodKernel;
 extern const Kernel kNeonKernel;
 #endif
 extern const Kernel kReferenceKernel;
@@ -24,9 +27,9 @@ const std::vector<const Kernel*>& available_kernels() {
   static const std::vector<const Kernel*> kernels = [] {
     const Kernel* compiled[] = {
 #if defined(__x86_64__)
-        &kAvx512Kernel, &kAvx2Kernel,
+        &kAvx512VnniKernel, &kAvx512Kernel, &kAvx2VnniKernel, &kAvx2Kernel,
 #elif defined(__aarch64__)
-        &kNeonKernel,
+        &kNeonDotprodKernel, &kNeonKernel,
 #endif
         &kReferenceKernel};
     std::vector<const Kernel*> usable;

@@ -100,7 +100,8 @@ ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo&
                                        const OperatorDefinition& definition, int type, const Attributes& attributes)
     : OperatorKernel(api, info, definition, type),
       format_(make_block_format(parse_format(attributes.text("format")), attributes.integer("block_size"))),
-      activation_(read_activation(attributes)) {
+      activation_(read_activation(attributes)),
+      precision_(precision_of(attributes.integer("accuracy_level"))) {
   if (const auto scales = info.input_shape(kScales)) check_scale_type(scales->type, format_);
   const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
   const int64_t rows = sizes.rows == kUnknown ? 2 : sizes.rows;
@@ -140,7 +141,7 @@ void ExpertGemmOperator::compute(ort::KernelContext& context) {
   dimensions.push_back(activation_.output_columns(sizes.rows));
   void* y = context.output(0, dimensions);
   expert_gemm(current_kernel(), activation_, experts,
-              {type(), leading_rows(ids.dimensions()), sizes.slots, sizes.x_per_slot, x.data(), ids.as<int32_t>(),
+              {type(), precision_, leading_rows(ids.dimensions()), sizes.slots, sizes.x_per_slot, x.data(), ids.as<int32_t>(),
                expert_weights ? expert_weights->as<float>() : nullptr, y},
               context);
 }

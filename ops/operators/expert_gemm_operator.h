@@ -3,6 +3,7 @@
 
 #include "core/activation.h"
 #include "core/fp4.h"
+#include "kernels/kernel.h"
 #include "operators/operator_kernel.h"
 
 namespace onnx_moe {
@@ -21,6 +22,7 @@ class ExpertGemmOperator final : public OperatorKernel {
 
   BlockFormat format_;
   Activation activation_;
+  Precision precision_;
 };
 
 }  // namespace onnx_moe

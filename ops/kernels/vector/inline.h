@@ -1,0 +1,39 @@
+// Unrolling at compile time, and the attribute that keeps an instruction set's code in its own file.
+#pragma once
+
+#include <utility>
+
+#define ONNX_MOE_INLINE __attribute__((always_inline))
+#define ONNX_MOE_NOINLINE __attribute__((noinline))
+
+namespace onnx_moe {
+namespace {
+
+template <typename Body, int... I>
+ONNX_MOE_INLINE inline void unroll_sequence(Body& body, std::integer_sequence<int, I...>) {
+  (body(std::integral_constant<int, I>{}), ...);
+}
+
+template <int Count, typename Body>
+ONNX_MOE_INLINE inline void unroll(Body&& body) {
+  unroll_sequence(body, std::make_integer_sequence<int, Count>{});
+}
+
+// The same pointer, as one that the compiler knows nothing about: what was loaded through the other is loaded again
+// instead of being kept in registers that sums need.
+template <typename T>
+ONNX_MOE_INLINE inline const T* reload(const T* pointer) {
+  __asm__("" : "+r"(pointer));
+  return pointer;
+}
+
+// Calls body with `count`, 1 … Most, as a compile-time constant.
+template <int Most, typename Body>
+ONNX_MOE_INLINE inline void with_constant(int64_t count, Body&& body) {
+  unroll<Most>([&](auto index) ONNX_MOE_INLINE {
+    if (count == index + 1) body(std::integral_constant<int, index + 1>{});
+  });
+}
+
+}  // namespace
+}  // namespace onnx_moe

@@ -1,0 +1,192 @@
+// Activations as integers. A row is quantised in blocks of 32 with a scale each: x ≈ scale · v, where v is split into
+// one to three signed bytes ("limbs", base 256), so that the products with FP4 codes (exact as integers: twice E2M1 is
+// 0, ±1, ±2, ±3, ±4, ±6, ±8, ±12) are exact int8 dot products. Three limbs, 22.4 bits and a sign, keep the relative
+// error below 3e-7 even where one value of a block dwarfs the others.
+//
+// A row is a sequence of chunks of 128 columns. A chunk's digits lie as the codes do, 64 bytes of even columns (low
+// nibbles), then 64 of odd ones, for each limb; after them come, for each lane of eight columns, the start of its sum
+// and its scale. Kernels that multiply unsigned weights (code + kWeightBias) start at −kWeightBias · Σ v. The starts
+// of whole groups follow the last chunk.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/kernel.h"
+#include "kernels/vector/inline.h"
+
+namespace onnx_moe {
+namespace {
+
+constexpr int64_t kChunk = 128;
+constexpr int64_t kQuantBlock = 32;
+constexpr int kLanesPerChunk = 16;  // a lane is a dword of codes: eight columns
+
+constexpr int limbs_of(Precision precision) {
+  return precision == Precision::kFloat ? 3 : precision == Precision::kHalf ? 2 : 1;
+}
+
+// Largest |v|. All limbs stay within [-128, 127], and 32 products with codes of ±12 within an int32.
+constexpr int32_t largest_quantised(int limbs) {
+  return limbs == 1 ? 127 : limbs == 2 ? 126 << 8 : INT32_MAX / (kQuantBlock * 12);
+}
+
+// Columns whose integer products are summed before they are scaled: no more than share a scale on either side.
+inline int64_t group_size(const Operands& operands) { return operands.format.block_size < 32 ? 16 : 32; }
+
+// Where the parts of a packed row lie, in bytes.
+template <int Limbs>
+struct PackedChunk {
+  static constexpr int64_t kDigits = 0;  // limb 0 is the lowest
+  static constexpr int64_t kStarts = Limbs * kChunk;
+  static constexpr int64_t kScales = kStarts + kLanesPerChunk * 4;
+  static constexpr int64_t kBytes = kScales + kLanesPerChunk * 4;
+};
+
+inline int64_t chunk_count(const Operands& operands) { return (operands.depth + kChunk - 1) / kChunk; }
+
+template <int Limbs>
+int64_t group_starts_offset(const Operands& operands) {
+  return chunk_count(operands) * PackedChunk<Limbs>::kBytes;
+}
+
+template <int Limbs>
+int64_t packed_row_bytes(const Operands& operands) {
+  const int64_t groups = chunk_count(operands) * kChunk / group_size(operands);
+  return group_starts_offset<Limbs>(operands) + (groups * 4 + 63) / 64 * 64;
+}
+
+inline int64_t packed_bytes(const Operands& operands) {
+  switch (limbs_of(operands.precision)) {
+    case 3:
+      return packed_row_bytes<3>(operands);
+    case 2:
+      return packed_row_bytes<2>(operands);
+    default:
+      return packed_row_bytes<1>(operands);
+  }
+}
+
+// The scale of 32 values and its reciprocal. Not finite: NaN, and the whole row becomes NaN. Values below 2^-126 / 2^23
+// of nothing larger are lost: the scale is no float subnormal.
+struct QuantScale {
+  float scale;
+  float inverse;
+};
+
+ONNX_MOE_INLINE inline QuantScale quant_scale(const float* values, int32_t largest) {
+  uint32_t magnitude = 0;
+  for (int64_t i = 0; i < kQuantBlock; ++i) {
+    const uint32_t bits = bits_from_float(values[i]) & 0x7FFFFFFFu;
+    magnitude = bits > magnitude ? bits : magnitude;
+  }
+  if (magnitude == 0) return {0.0f, 0.0f};
+  if (magnitude >= 0x7F800000u) return {NAN, 0.0f};
+  const float most = float_from_bits(magnitude);
+  const float scale = most / static_cast<float>(largest);
+  constexpr float kSmallest = 0x1p-126f;
+  return scale < kSmallest ? QuantScale{kSmallest, 0x1p126f} : QuantScale{scale, static_cast<float>(largest) / most};
+}
+
+// Quantises a chunk into `values` and `scales`, one for each lane of eight columns.
+template <int Limbs>
+ONNX_MOE_INLINE inline void quantise_chunk(const float* row, int32_t* values, float* scales) {
+  for (int64_t block = 0; block < kChunk / kQuantBlock; ++block, row += kQuantBlock, values += kQuantBlock) {
+    const QuantScale quant = quant_scale(row, largest_quantised(Limbs));
+    // An infinity or NaN times 0 is no integer; its block's scale makes the row NaN.
+    const bool finite = quant.inverse > 0.0f;
+    for (int64_t i = 0; i < kQuantBlock; ++i) {
+      const float scaled = finite ? row[i] * quant.inverse : 0.0f;
+      values[i] = static_cast<int32_t>(std::rint(scaled));
+    }
+    for (int lane = 0; lane < 4; ++lane) *scales++ = 0.5f * quant.scale;  // the codes are doubled
+  }
+}
+
+// v = low byte (signed) + 256 · the rest, limb by limb; even and odd columns apart.
+template <int Limbs>
+ONNX_MOE_INLINE inline void split_limbs(int32_t* values, uint8_t* digits) {
+  for (int limb = 0; limb < Limbs; ++limb, digits += kChunk) {
+    uint16_t pairs[kChunk / 2];
+    auto* bytes = reinterpret_cast<uint8_t*>(pairs);
+    for (int64_t i = 0; i < kChunk; ++i) {
+      bytes[i] = static_cast<uint8_t>(values[i]);
+      values[i] = (values[i] + 128) >> 8;
+    }
+    for (int64_t i = 0; i < kChunk / 2; ++i) {
+      digits[i] = static_cast<uint8_t>(pairs[i]);
+      digits[kChunk / 2 + i] = static_cast<uint8_t>(pairs[i] >> 8);
+    }
+  }
+}
+
+// Σ over eight columns a lane of code · v: `even` and `odd` are a vector's codes, `x` its place in the chunk.
+template <typename Isa, int Limbs>
+ONNX_MOE_INLINE inline typename Isa::Ints dot_limbs(typename Isa::Ints start, const typename Isa::Ints& even,
+                                                    const typename Isa::Ints& odd, const uint8_t* x) {
+  typename Isa::Ints sum = start;
+  unroll<Limbs>([&](auto index) ONNX_MOE_INLINE {
+    const uint8_t* digits = x + (Limbs - 1 - index) * kChunk;
+    if constexpr (index > 0) sum = Isa::shift_limb(sum);
+    sum = Isa::dot(sum, even, Isa::load_ints(digits));
+    sum = Isa::dot(sum, odd, Isa::load_ints(digits + kChunk / 2));
+  });
+  return sum;
+}
+
+// Where the lanes' sums start, and those of groups of lanes.
+template <typename Isa, int Limbs>
+ONNX_MOE_INLINE inline void store_starts(uint8_t* chunk, int32_t* groups, int lanes_per_group) {
+  alignas(64) uint8_t bias[4 * Isa::kLanes];
+  std::memset(bias, Isa::kWeightBias, sizeof bias);
+  const typename Isa::Ints biases = Isa::load_ints(bias);
+  alignas(64) int32_t starts[kLanesPerChunk];
+  for (int64_t lane = 0; lane < kLanesPerChunk; lane += Isa::kLanes) {
+    Isa::store_ints(reinterpret_cast<uint8_t*>(starts + lane),
+                    dot_limbs<Isa, Limbs>(Isa::zero_ints(), biases, biases, chunk + 4 * lane));
+  }
+  for (int32_t& start : starts) start = -start;
+  std::memcpy(chunk + PackedChunk<Limbs>::kStarts, starts, sizeof starts);
+  for (int lane = 0; lane < kLanesPerChunk; lane += lanes_per_group) {
+    int32_t sum = 0;
+    for (int i = 0; i < lanes_per_group; ++i) sum += starts[lane + i];
+    *groups++ = sum;
+  }
+}
+
+template <typename Isa, int Limbs>
+void pack_row(const Operands& operands, const float* row, uint8_t* packed) {
+  using Chunk = PackedChunk<Limbs>;
+  const auto lanes_per_group = static_cast<int>(group_size(operands) / 8);
+  auto* groups = reinterpret_cast<int32_t*>(packed + group_starts_offset<Limbs>(operands));
+  for (int64_t first = 0; first < operands.depth; first += kChunk, packed += Chunk::kBytes) {
+    alignas(64) float last[kChunk];
+    const float* values = row + first;
+    if (first + kChunk > operands.depth) {
+      const auto rest = static_cast<size_t>(operands.depth - first);
+      std::memcpy(last, values, rest * sizeof(float));
+      std::memset(last + rest, 0, (kChunk - rest) * sizeof(float));
+      values = last;
+    }
+    alignas(64) int32_t quantised[kChunk];
+    quantise_chunk<Limbs>(values, quantised, reinterpret_cast<float*>(packed + Chunk::kScales));
+    split_limbs<Limbs>(quantised, packed);
+    store_starts<Isa, Limbs>(packed, groups, lanes_per_group);
+    groups += kLanesPerChunk / lanes_per_group;
+  }
+}
+
+template <typename Isa>
+void pack(const Operands& operands, const float* row, uint8_t* packed) {
+  switch (operands.precision) {
+    case Precision::kFloat:
+      return pack_row<Isa, 3>(operands, row, packed);
+    case Precision::kHalf:
+      return pack_row<Isa, 2>(operands, row, packed);
+    case Precision::kInt8:
+      return pack_row<Isa, 1>(operands, row, packed);
+  }
+}
+
+}  // namespace
+}  // namespace onnx_moe

@@ -1,0 +1,53 @@
+// The vectorised kernel, one template for every instruction set. A file of its own compiles it with that set's flags
+// and hands it an `Isa`: a vector of kLanes floats and some thirty primitives. Everything here is in an unnamed
+// namespace, so that no function compiled for one instruction set can be linked into the code of another.
+//
+// FP4 codes are read as dwords: a dword is eight columns of a weight row. With few activation rows (stream.h) the lanes
+// of a vector are successive dwords of one weight row; with more (panel.h) they are the same dword of many weight rows.
+// Which path it is depends on the number of rows and the precision alone.
+#pragma once
+
+#include "kernels/vector/elementwise.h"
+#include "kernels/vector/packed_row.h"
+#include "kernels/vector/panel.h"
+#include "kernels/vector/plain.h"
+#include "kernels/vector/stream.h"
+
+namespace onnx_moe {
+namespace {
+
+template <typename Isa>
+struct VectorKernel {
+  static bool reads_packed(Precision precision, int64_t rows) {
+    return Isa::kFastDot || precision != Precision::kFloat || rows <= Stream<Isa, 3>::kMostRows;
+  }
+
+  static void fp4_products(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
+    switch (operands.precision) {
+      case Precision::kFloat:
+        // Three dot products take as long as the four multiply-adds that they replace, and decoding is faster.
+        return products_of<3, std::conditional_t<Isa::kFastDot, IntPanel<Isa, 3>, FloatPanel<Isa>>>(operands, tile, rows,
+                                                                                                   products);
+      case Precision::kHalf:
+        return products_of<2, IntPanel<Isa, 2>>(operands, tile, rows, products);
+      case Precision::kInt8:
+        return products_of<1, IntPanel<Isa, 1>>(operands, tile, rows, products);
+    }
+  }
+
+  static constexpr Kernel make(const char* name, bool (*supported)()) {
+    return {name,   supported, packed_bytes, pack<Isa>, reads_packed, fp4_products,
+            PlainProducts<Isa>::multiply, finish,  combine, widen<Isa>, narrow<Isa>};
+  }
+
+ private:
+  template <int Limbs, typename Panel>
+  static void products_of(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
+    using Few = Stream<Isa, Limbs>;
+    if (rows.count <= Few::kMostRows) return Few::multiply(operands, tile, rows, products);
+    PanelProducts<Isa, Panel>::multiply(operands, tile, rows, products);
+  }
+};
+
+}  // namespace
+}  // namespace onnx_moe

@@ -1,0 +1,16 @@
+#include "kernels/x86_64/avx2.h"
+
+namespace onnx_moe {
+
+namespace {
+
+bool supported() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+}  // namespace
+
+extern const Kernel kAvx2Kernel;
+const Kernel kAvx2Kernel = VectorKernel<Avx2>::make("avx2", supported);
+
+}  // namespace onnx_moe
