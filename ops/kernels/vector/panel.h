@@ -263,9 +263,10 @@ class PanelProducts {
       const PanelRows<Isa> panel = panel_rows(operands, tile, column, vectors_per_band);
       for (int64_t start = 0; start < operands.depth; start += Content::kColumns) {
         const int64_t end = std::min(operands.depth, start + Content::kColumns);
-        decode(operands, panel, start, end, content);
-        const int64_t turns = (rows.count + Content::kMostRows - 1) / Content::kMostRows * ((end - start) / kUnit);
-        PanelFetch<Isa> fetch(panel, start / 2, (end - start) / 2, std::max<int64_t>(turns, 1));
+        const int64_t units = (end - start + kUnit - 1) / kUnit;
+        const int64_t row_blocks = (rows.count + Content::kMostRows - 1) / Content::kMostRows;
+        PanelFetch<Isa> fetch(panel, start / 2, (end - start) / 2, units * (kVectors + row_blocks));
+        decode(operands, panel, start, end, content, fetch);
         multiply_part(operands, content, rows, start, end, targets, products.stride, fetch);
       }
     }
@@ -300,10 +301,11 @@ class PanelProducts {
   }
 
   ONNX_MOE_NOINLINE static void decode(const Operands& operands, const PanelRows<Isa>& rows, int64_t start,
-                                       int64_t end, Content& content) {
+                                       int64_t end, Content& content, PanelFetch<Isa>& fetch) {
     content.scales.load(operands, rows, start, end);
     for (int64_t column = start; column < end; column += kUnit) {
       for (int vector = 0; vector < kVectors; ++vector) {
+        fetch.fetch_some();
         typename Isa::Ints codes[4];
         load_unit<Isa>(rows.codes + vector * Isa::kLanes, column / 2, operands.row_bytes(), codes);
         content.put(column - start, vector, codes);
