@@ -18,6 +18,7 @@ constexpr int64_t kTilesPerCore = 8;
 constexpr int64_t kMaxTileColumns = 256;
 constexpr int64_t kFewRows = 4;             // of an expert: kernels stream the weights, and take a tile as a whole
 constexpr int64_t kProductFloats = 8192;    // of one product: 32 KiB, on the stack
+static_assert(kMaxRows * kMaxPanelRows <= kProductFloats && kFewRows * 2 * kMaxTileColumns <= kProductFloats);
 constexpr int64_t kRowBytes = 1024 * 1024;  // of activations that a tile's weights meet in the second cache
 
 // Assignments grouped by expert, and the experts that have any.
@@ -121,18 +122,6 @@ struct Work {
   int64_t first_column() const { return tile.band[0].first / tile.band[0].step; }
 };
 
-// A row of products on its way out, from the tile's column `first` on.
-void write_row(const Work& work, const Epilogue& epilogue, int64_t assignment, int64_t first) {
-  const Call& call = work.call;
-  if (work.results) return call.kernel.finish(epilogue, work.results + assignment * work.tile.columns + first);
-  const ElementType type = call.input.type;
-  const int64_t offset = assignment * call.output_columns + work.first_column() + first;
-  if (type == ElementType::kFloat) return call.kernel.finish(epilogue, static_cast<float*>(call.input.y) + offset);
-  float row[kMaxTileColumns];
-  call.kernel.finish(epilogue, row);
-  call.kernel.narrow(type, row, epilogue.columns, element_at(type, call.input.y, offset));
-}
-
 // Rows of one expert; `assignments` are their flat indices.
 struct RowSet {
   const float* values[kMaxRows];
@@ -152,23 +141,41 @@ void collect_rows(const Call& call, int64_t first, int64_t count, RowSet& rows) 
   }
 }
 
+// Finished rows into y, from the tile's column `first` on, in the type that y has.
+void write_rows(const Work& work, const Epilogue& epilogue, int64_t first, const RowSet& rows) {
+  const Call& call = work.call;
+  const ElementType type = call.input.type;
+  const int64_t column = work.first_column() + first;
+  const auto offset = [&](int64_t r) { return rows.assignments[r] * call.output_columns + column; };
+  float* targets[kMaxRows];
+  const bool direct = work.results || type == ElementType::kFloat;
+  for (int64_t r = 0; r < rows.count; ++r) {
+    if (work.results) {
+      targets[r] = work.results + rows.assignments[r] * work.tile.columns + first;
+    } else {
+      // The other types are rounded from the place of the products.
+      targets[r] = direct ? static_cast<float*>(call.input.y) + offset(r)
+                          : epilogue.products.data + r * epilogue.products.stride;
+    }
+  }
+  call.kernel.finish(epilogue, rows.count, targets);
+  for (int64_t r = 0; !direct && r < rows.count; ++r) {
+    call.kernel.narrow(type, targets[r], epilogue.columns, element_at(type, call.input.y, offset(r)));
+  }
+}
+
 // Products of the rows with `part`, which starts at the tile's column `first`.
 void multiply_part(const Work& work, const Fp4Tile& part, int64_t first, const RowSet& rows) {
   const Call& call = work.call;
   const int64_t band_stride = call.padded(part.columns);
-  const int64_t stride = part.bands * band_stride;
   alignas(64) float products[kProductFloats];
-  call.kernel.fp4_products(call.operands, part, {rows.values, rows.packed, rows.count},
-                           {products, stride, band_stride});
   Epilogue epilogue = work.epilogue;
+  epilogue.products = {products, part.bands * band_stride, band_stride};
   epilogue.columns = part.columns;
   if (epilogue.gate_bias) epilogue.gate_bias += first;
   if (epilogue.up_bias) epilogue.up_bias += first;
-  for (int64_t r = 0; r < rows.count; ++r) {
-    epilogue.gate = products + r * stride;
-    epilogue.up = epilogue.gate + band_stride;
-    write_row(work, epilogue, rows.assignments[r], first);
-  }
+  call.kernel.fp4_products(call.operands, part, {rows.values, rows.packed, rows.count}, epilogue.products);
+  write_rows(work, epilogue, first, rows);
 }
 
 // A few rows take the tile as a whole; more rows take it panel by panel, so that a panel is decoded once for all.
@@ -192,8 +199,7 @@ void compute_expert(const Call& call, int64_t expert, Fp4Tile tile, float* resul
   const ExpertWeights& weights = call.weights;
   const float* scale = weights.global_scale ? weights.global_scale + expert * weights.global_scales : nullptr;
   const Epilogue epilogue{&call.activation,
-                          nullptr,
-                          nullptr,
+                          {},
                           scale ? scale[0] : 1.0f,
                           scale ? scale[weights.global_scales - 1] : 1.0f,
                           bias.band[0],

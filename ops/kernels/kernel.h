@@ -67,12 +67,11 @@ struct PlainTile {
   int64_t columns;
 };
 
-// A row of products on its way out: y = activation(gate · gate_scale + gate_bias, up · up_scale + up_bias).
-// Biases may be null; `up` is unused when not gated.
+// Rows of products on their way out: y = activation(gate · gate_scale + gate_bias, up · up_scale + up_bias).
+// Gate and up are the bands of `products`; up is unused when not gated. Biases may be null.
 struct Epilogue {
   const Activation* activation;
-  const float* gate;
-  const float* up;
+  Products products;
   float gate_scale;
   float up_scale;
   const float* gate_bias;
@@ -90,7 +89,8 @@ struct Kernel {
   bool (*reads_packed)(Precision precision, int64_t rows);
   void (*fp4_products)(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products);
   void (*plain_products)(const PlainTile& tile, const float* const* rows, int64_t count, const Products& products);
-  void (*finish)(const Epilogue& epilogue, float* y);
+  // Row r of the result goes to y[r].
+  void (*finish)(const Epilogue& epilogue, int64_t rows, float* const* y);
   // y[c] = Σ_s weights[s] · rows[s · columns + c], summed in the order of the slots.
   void (*combine)(const float* weights, const float* rows, int64_t slots, int64_t columns, float* y);
   void (*widen)(ElementType type, const void* source, int64_t count, float* target);

@@ -77,17 +77,19 @@ double apply(Function function, double alpha, double g) {
 double at_most(double value, double limit) { return value > limit ? limit : value; }
 double at_least(double value, double limit) { return value < limit ? limit : value; }
 
-void finish(const Epilogue& epilogue, float* y) {
+void finish_row(const Epilogue& epilogue, int64_t row, float* y) {
   const Activation& activation = *epilogue.activation;
   const double limit = activation.limit;
+  const float* gates = epilogue.products.data + row * epilogue.products.stride;
+  const float* ups = gates + epilogue.products.band_stride;
   for (int64_t i = 0; i < epilogue.columns; ++i) {
-    double gate = static_cast<double>(epilogue.gate[i]) * epilogue.gate_scale;
+    double gate = static_cast<double>(gates[i]) * epilogue.gate_scale;
     if (epilogue.gate_bias) gate += epilogue.gate_bias[i];
     if (!activation.gated) {
       y[i] = static_cast<float>(apply(activation.function, activation.alpha, gate));
       continue;
     }
-    double up = static_cast<double>(epilogue.up[i]) * epilogue.up_scale;
+    double up = static_cast<double>(ups[i]) * epilogue.up_scale;
     if (epilogue.up_bias) up += epilogue.up_bias[i];
     if (limit > 0.0) {
       gate = at_most(gate, limit);
@@ -95,6 +97,10 @@ void finish(const Epilogue& epilogue, float* y) {
     }
     y[i] = static_cast<float>(apply(activation.function, activation.alpha, gate) * (up + activation.beta));
   }
+}
+
+void finish(const Epilogue& epilogue, int64_t rows, float* const* y) {
+  for (int64_t row = 0; row < rows; ++row) finish_row(epilogue, row, y[row]);
 }
 
 void combine(const float* weights, const float* rows, int64_t slots, int64_t columns, float* y) {

@@ -41,50 +41,61 @@ ONNX_MOE_INLINE inline float apply(float alpha, float g) {
   return g;
 }
 
-ONNX_MOE_INLINE inline float scaled(const float* values, float scale, const float* bias, int64_t i) {
-  return bias ? values[i] * scale + bias[i] : values[i] * scale;
+template <bool Biased>
+ONNX_MOE_INLINE inline float scaled(float value, float scale, const float* bias, int64_t i) {
+  return Biased ? value * scale + bias[i] : value * scale;
 }
 
-template <Function F, bool Gated>
-void finish_row(const Epilogue& epilogue, float* y) {
+template <Function F, bool Gated, bool Biased>
+void finish_rows(const Epilogue& epilogue, int64_t rows, float* const* y) {
   const Epilogue e = epilogue;
   const float alpha = e.activation->alpha;
   const float beta = e.activation->beta;
   const float limit = e.activation->limit > 0.0f ? e.activation->limit : HUGE_VALF;
-  for (int64_t i = 0; i < e.columns; ++i) {
-    float gate = scaled(e.gate, e.gate_scale, e.gate_bias, i);
-    if constexpr (Gated) {
-      float up = scaled(e.up, e.up_scale, e.up_bias, i);
-      gate = gate > limit ? limit : gate;
-      up = up > limit ? limit : up;
-      up = up < -limit ? -limit : up;
-      y[i] = apply<F>(alpha, gate) * (up + beta);
-    } else {
-      y[i] = apply<F>(alpha, gate);
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* gates = e.products.data + r * e.products.stride;
+    const float* ups = gates + e.products.band_stride;
+    float* target = y[r];
+    // `y` may be the place of the gates: element i is read before it is written.
+    ONNX_MOE_INDEPENDENT
+    for (int64_t i = 0; i < e.columns; ++i) {
+      float gate = scaled<Biased>(gates[i], e.gate_scale, e.gate_bias, i);
+      if constexpr (Gated) {
+        float up = scaled<Biased>(ups[i], e.up_scale, e.up_bias, i);
+        gate = gate > limit ? limit : gate;
+        up = up > limit ? limit : up;
+        up = up < -limit ? -limit : up;
+        target[i] = apply<F>(alpha, gate) * (up + beta);
+      } else {
+        target[i] = apply<F>(alpha, gate);
+      }
     }
   }
 }
 
 template <Function F>
-void finish_function(const Epilogue& epilogue, float* y) {
-  if (epilogue.activation->gated) return finish_row<F, true>(epilogue, y);
-  finish_row<F, false>(epilogue, y);
+void finish_function(const Epilogue& epilogue, int64_t rows, float* const* y) {
+  const bool biased = epilogue.gate_bias != nullptr;
+  if (epilogue.activation->gated) {
+    return biased ? finish_rows<F, true, true>(epilogue, rows, y) : finish_rows<F, true, false>(epilogue, rows, y);
+  }
+  return biased ? finish_rows<F, false, true>(epilogue, rows, y) : finish_rows<F, false, false>(epilogue, rows, y);
 }
 
-void finish(const Epilogue& epilogue, float* y) {
+void finish(const Epilogue& epilogue, int64_t rows, float* const* y) {
   switch (epilogue.activation->function) {
     case Function::kNone:
-      return finish_function<Function::kNone>(epilogue, y);
+      return finish_function<Function::kNone>(epilogue, rows, y);
     case Function::kSilu:
-      return finish_function<Function::kSilu>(epilogue, y);
+      return finish_function<Function::kSilu>(epilogue, rows, y);
     case Function::kGelu:
-      return finish_function<Function::kGelu>(epilogue, y);
+      return finish_function<Function::kGelu>(epilogue, rows, y);
     case Function::kGeluTanh:
-      return finish_function<Function::kGeluTanh>(epilogue, y);
+      return finish_function<Function::kGeluTanh>(epilogue, rows, y);
     case Function::kRelu:
-      return finish_function<Function::kRelu>(epilogue, y);
+      return finish_function<Function::kRelu>(epilogue, rows, y);
     case Function::kRelu2:
-      return finish_function<Function::kRelu2>(epilogue, y);
+      return finish_function<Function::kRelu2>(epilogue, rows, y);
   }
 }
 

@@ -6,6 +6,13 @@
 #define ONNX_MOE_INLINE __attribute__((always_inline))
 #define ONNX_MOE_NOINLINE __attribute__((noinline))
 
+// In front of a loop: no iteration reads what another one writes.
+#ifdef __clang__
+#define ONNX_MOE_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define ONNX_MOE_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 namespace onnx_moe {
 namespace {
 
