@@ -35,6 +35,7 @@ class GemmCase:
     ids: str = "random"
     weights: str = "random"
     all_inputs: bool = False
+    accuracy_level: int = 0
 
     @property
     def columns(self) -> int:
@@ -63,6 +64,8 @@ class GemmCase:
         for name, neutral in (("alpha", 1.0), ("beta", 0.0), ("limit", 0.0)):
             if getattr(self, name) != neutral:
                 attributes[name] = getattr(self, name)
+        if self.accuracy_level:
+            attributes["accuracy_level"] = self.accuracy_level
         return attributes
 
 
@@ -194,6 +197,7 @@ _GEMM_SETTINGS: dict[str, Sequence[Any]] = {
     "x_per_slot": [False, True],
     "combine": [False, True],
     "all_inputs": [False, True],
+    "accuracy_level": [0, 2, 4],
 }
 
 
@@ -237,6 +241,12 @@ _LARGE_GEMM_CASES = [
     GemmCase(rows=70, blocks=129, tokens=(3,), format="nvfp4", global_scale="expert"),
     GemmCase(rows=64, blocks=9, tokens=(40,), format="fp4", dtype="float16", combine=True),
     GemmCase(rows=512, blocks=5, tokens=(70,), num_experts=4, gated=True, activation="silu", dtype="bfloat16"),
+    *(
+        GemmCase(rows=rows, blocks=blocks, tokens=(tokens,), slots=1, num_experts=2, format=format, accuracy_level=level)
+        for level in (0, 1, 2, 3, 4)
+        for format, blocks in (("mxfp4", 37), ("nvfp4", 67), ("fp4", 9))
+        for rows, tokens in ((70, 3), (34, 9), (300, 300))
+    ),
 ]
 
 GEMM_CASES: list[GemmCase] = [
@@ -250,6 +260,13 @@ GEMM_CASES: list[GemmCase] = [
     GemmCase(tokens=(), slots=3),
     GemmCase(tokens=(), slots=3, combine=True, x_per_slot=True, rows=34, gated=True),
     GemmCase(weights="x_nan", dtype="float32"),
+    *(GemmCase(weights="x_nan", tokens=(20,), num_experts=2, accuracy_level=level) for level in (0, 2, 4)),
+    # One value dwarfs the others of its block: what rounding to shared scales costs most.
+    *(
+        GemmCase(weights="x_spiky", tokens=(tokens,), num_experts=2, blocks=4, accuracy_level=level)
+        for level in (0, 2, 4)
+        for tokens in (1, 20)
+    ),
     GemmCase(weights="x_nan", dtype="float16", combine=True, gated=True, rows=34, activation="silu", limit=1.0),
 ]
 

@@ -49,6 +49,8 @@ def draw_gemm_inputs(case: GemmCase) -> GemmInputs:
     x = rng.standard_normal((*(assignments if case.x_per_slot else case.tokens), case.columns))
     if case.weights == "x_nan":
         x[rng.random(x.shape) < 0.01] = np.nan
+    if case.weights == "x_spiky":
+        x[..., ::32] *= 1000
     if case.weights == "scale_nan":
         x = np.abs(x)
     if (case.format, case.weights) == ("mxfp4", "scale_zero"):

@@ -2,7 +2,7 @@
 
 FP4 codes and scales are decoded by ml_dtypes. Beside each value stands the error that float32 arithmetic may
 have made in it: (n + c) * 2^-24 times the magnitude of what was summed, as the analysis of a sum of n terms
-gives.
+gives, and half a step of the activations' rounding.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from .cases import GemmCase, RouterCase
 from .data import Array, GemmInputs, RouterInputs
 
 FLOAT32_ROUNDOFF = 2.0**-24
+
+#: Steps from 0 to the largest activation of a block of 32, for each accuracy_level: what activations may be rounded to.
+ACTIVATION_STEPS = {0: 2**31 // 384, 1: 2**31 // 384, 2: 126 * 2**8, 3: 126 * 2**8, 4: 127}
 
 #: Largest slope of each activation, or None where it grows with the argument.
 _SLOPES = {"none": 1.0, "silu": 1.1, "gelu": 1.13, "gelu_tanh": 1.13, "relu": 1.0}
@@ -47,6 +50,8 @@ def expected_gemm(case: GemmCase, inputs: GemmInputs) -> Expected:
     expert_of_slot = inputs.expert_ids.reshape(-1)
     products = np.empty((len(x), case.rows))
     magnitude = np.empty((len(x), case.rows))
+    rounding = np.empty((len(x), case.rows))
+    half_step = _half_step(case, x)
     for expert in np.unique(expert_of_slot):
         slots = expert_of_slot == expert
         weight = decode_weights(inputs.weights[expert], inputs.scales[expert], case.format, case.resolved_block_size)
@@ -54,10 +59,20 @@ def expected_gemm(case: GemmCase, inputs: GemmInputs) -> Expected:
         bias = 0 if inputs.bias is None else inputs.bias[expert].astype(np.float64)
         products[slots] = x[slots] @ weight.T * factor + bias
         magnitude[slots] = np.abs(x[slots]) @ np.abs(weight.T) * factor + np.abs(bias)
-    y = _activated(case, Expected(products, (case.columns + 4) * FLOAT32_ROUNDOFF * magnitude))
+        rounding[slots] = half_step[slots] @ np.abs(weight.T) * np.abs(factor)
+    error = (case.columns + 4) * FLOAT32_ROUNDOFF * magnitude + rounding
+    y = _activated(case, Expected(products, error))
     shape = (*inputs.expert_ids.shape, case.output_rows)
     y = Expected(y.value.reshape(shape), y.error.reshape(shape))
     return y if inputs.expert_weights is None else _combined(y, inputs.expert_weights.astype(np.float64))
+
+
+def _half_step(case: GemmCase, x: Array) -> Array:
+    """Half of the step to which each activation [rows, K] may be rounded."""
+    padded = np.pad(np.abs(x), ((0, 0), (0, -case.columns % 32)))
+    blocks = padded.reshape(len(x), padded.shape[1] // 32, 32)
+    largest = np.repeat(blocks.max(-1), 32, axis=-1)[:, : case.columns]
+    return 0.5 * largest / ACTIVATION_STEPS[case.accuracy_level]
 
 
 def _row_factors(case: GemmCase, global_scale: Array | None, expert: int) -> Array:
