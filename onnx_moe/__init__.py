@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onnx_moe.errors import OnnxMoeError
     from onnx_moe.export import export
     from onnx_moe.functions import strip_functions
+    from onnx_moe.fusion import fuse
     from onnx_moe.quantization import QuantizedWeights, dequantize, quantize
     from onnx_moe.session import InferenceSession, register
 
@@ -21,6 +22,7 @@ _HOMES = {
     "OnnxMoeError": "onnx_moe.errors",
     "QuantizedWeights": "onnx_moe.quantization",
     "dequantize": "onnx_moe.quantization",
+    "fuse": "onnx_moe.fusion",
     "library_path": "onnx_moe._native",
     "quantize": "onnx_moe.quantization",
     "register": "onnx_moe.session",
@@ -33,6 +35,7 @@ __all__ = [
     "QuantizedWeights",
     "dequantize",
     "export",
+    "fuse",
     "library_path",
     "quantize",
     "register",

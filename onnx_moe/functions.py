@@ -15,13 +15,16 @@ import onnx_ir as ir
 
 from onnx_moe.errors import InvalidModelError
 from onnx_moe.operators import (
+    BLOCK,
     DOMAIN,
     ROUTER,
     OperatorDefinition,
+    block_parts,
     expert_gemm_attributes,
     get_operator,
     load_operators,
     router_attributes,
+    validate_attributes,
 )
 from onnx_moe.portable.builder import BodyBuilder
 from onnx_moe.portable.expert_gemm import expert_gemm_body
@@ -113,6 +116,8 @@ def _build_function(specialisation: _Specialisation, overload: str, opset: int) 
     outputs: tuple[ir.Value, ...]
     if op_type == ROUTER:
         outputs = router_body(op, *arguments, options=router_attributes(dict(attributes)))
+    elif op_type == BLOCK:
+        outputs = (_block_body(op, arguments, validate_attributes(BLOCK, dict(attributes))),)
     else:
         outputs = (expert_gemm_body(op, *arguments, options=expert_gemm_attributes(dict(attributes))),)
     return ir.Function(
@@ -122,6 +127,17 @@ def _build_function(specialisation: _Specialisation, overload: str, opset: int) 
         graph=op.graph(inputs, outputs[:num_outputs], opset),
         attributes=_formal_attributes(definition),
     )
+
+
+def _block_body(op: BodyBuilder, arguments: list[Any], attributes: dict[str, Any]) -> ir.Value:
+    """The bodies of the three nodes that MoEBlockFP4 stands for, one after the other."""
+    hidden_states = arguments[0]
+    of_router, of_gate_up, of_down = block_parts(attributes)
+    ids, weights, _ = router_body(op, *arguments[:4], options=router_attributes(of_router))
+    gate_up = expert_gemm_attributes(of_gate_up)
+    intermediate = expert_gemm_body(op, hidden_states, ids, *arguments[4:8], None, options=gate_up)
+    down = expert_gemm_attributes(of_down)
+    return expert_gemm_body(op, intermediate, ids, *arguments[8:12], weights, options=down)
 
 
 def _formal_attributes(definition: OperatorDefinition) -> list[ir.Attr]:

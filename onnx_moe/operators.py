@@ -1,4 +1,4 @@
-"""The one definition of both operators, and what follows from it: attribute checks and ONNX schemas."""
+"""The one definition of the operators, and what follows from it: attribute checks and ONNX schemas."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ DOMAIN = "onnx_moe"
 VERSION = 1
 ROUTER = "MoERouter"
 EXPERT_GEMM = "MoEExpertGemmFP4"
+BLOCK = "MoEBlockFP4"
+
+#: Attributes of MoEBlockFP4 that hold for both of its projections.
+SHARED_BLOCK_ATTRIBUTES = ("format", "block_size", "accuracy_level")
 
 
 @dataclass(frozen=True)
@@ -166,11 +170,21 @@ def validate_attributes(operator: str, attributes: Mapping[str, Any]) -> dict[st
             raise InvalidAttributeError(f"{operator}: attribute {name!r} is missing: it has no default.")
         else:
             complete[name] = attribute.default
-    if operator == ROUTER:
-        _check_router_combination(complete)
-    else:
-        _check_expert_gemm_combination(complete)
+    if operator in (ROUTER, BLOCK):
+        _check_router_combination(operator, complete)
+    if operator in (EXPERT_GEMM, BLOCK):
+        _check_expert_gemm_combination(operator, complete)
     return complete
+
+
+def block_parts(attributes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Of MoEBlockFP4's attributes, those of its router, of its first projection and of its second."""
+
+    def pick(names: Iterable[str]) -> dict[str, Any]:
+        return {name: attributes[name] for name in names if name in attributes}
+
+    router, gate_up = ([item.name for item in get_operator(name).attributes] for name in (ROUTER, EXPERT_GEMM))
+    return pick(router), pick(gate_up), pick(SHARED_BLOCK_ATTRIBUTES)
 
 
 def router_attributes(attributes: Mapping[str, Any]) -> RouterAttributes:
@@ -185,22 +199,22 @@ def expert_gemm_attributes(attributes: Mapping[str, Any]) -> ExpertGemmAttribute
     return ExpertGemmAttributes(**complete)
 
 
-def _check_router_combination(attributes: Mapping[str, Any]) -> None:
+def _check_router_combination(operator: str, attributes: Mapping[str, Any]) -> None:
     num_groups, top_k_groups = attributes["num_groups"], attributes["top_k_groups"]
     if top_k_groups > num_groups:
         raise InvalidAttributeError(
-            f"{ROUTER}: top_k_groups={top_k_groups} is more than num_groups={num_groups}: use at most {num_groups}."
+            f"{operator}: top_k_groups={top_k_groups} is more than num_groups={num_groups}: use at most {num_groups}."
         )
 
 
-def _check_expert_gemm_combination(attributes: Mapping[str, Any]) -> None:
+def _check_expert_gemm_combination(operator: str, attributes: Mapping[str, Any]) -> None:
     try:
         get_format(attributes["format"]).resolve_block_size(attributes["block_size"])
     except InvalidAttributeError as error:
-        raise InvalidAttributeError(f"{EXPERT_GEMM}: {error}") from None
+        raise InvalidAttributeError(f"{operator}: {error}") from None
     if attributes["alpha"] != 1 and attributes["activation"] != "silu":
         raise InvalidAttributeError(
-            f"{EXPERT_GEMM}: alpha={attributes['alpha']} has no effect with activation="
+            f"{operator}: alpha={attributes['alpha']} has no effect with activation="
             f"{attributes['activation']!r}: use activation='silu' or leave alpha at 1."
         )
     if attributes["gated"]:
@@ -208,7 +222,7 @@ def _check_expert_gemm_combination(attributes: Mapping[str, Any]) -> None:
     for name, neutral in (("beta", 0.0), ("limit", 0.0), ("gate_layout", "concatenated")):
         if attributes[name] != neutral:
             raise InvalidAttributeError(
-                f"{EXPERT_GEMM}: {name}={attributes[name]!r} has no effect with gated=0: set gated=1 or "
+                f"{operator}: {name}={attributes[name]!r} has no effect with gated=0: set gated=1 or "
                 f"leave {name} at {neutral!r}."
             )
 
@@ -222,9 +236,13 @@ def definitions_path() -> Path:
 
 @functools.cache
 def load_operators() -> dict[str, OperatorDefinition]:
-    """Both operators by name."""
+    """The operators by name."""
     document = json.loads(definitions_path().read_text(encoding="utf-8"))
-    return {entry["name"]: _parse_operator(entry, document["types"]) for entry in document["operators"]}
+    entries = {entry["name"]: entry for entry in document["operators"]}
+    for entry in entries.values():
+        borrowed = [attribute for name in entry.get("attributes_of", []) for attribute in entries[name]["attributes"]]
+        entry["attributes"] = [*borrowed, *entry["attributes"]]
+    return {name: _parse_operator(entry, document["types"]) for name, entry in entries.items()}
 
 
 def get_operator(name: str) -> OperatorDefinition:
@@ -266,7 +284,7 @@ def _parse_attribute(entry: Mapping[str, Any]) -> AttributeDefinition:
 
 
 def register_schemas() -> None:
-    """Makes both operators known to onnx (checker, onnxscript); does nothing the second time."""
+    """Makes the operators known to onnx (checker, onnxscript); does nothing the second time."""
     for definition in load_operators().values():
         if not onnx.defs.has(definition.name, DOMAIN):
             onnx.defs.register_schema(_schema(definition))

@@ -1,4 +1,4 @@
-"""Both operators for onnx.reference.ReferenceEvaluator, computed by the Torch reference.
+"""The operators for onnx.reference.ReferenceEvaluator, computed by the Torch reference.
 
 ReferenceEvaluator(model, new_ops=onnx_moe.reference_evaluator.OPERATORS)
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from onnx.reference.op_run import OpRun
 
-from onnx_moe.operators import DOMAIN
+from onnx_moe.operators import BLOCK, DOMAIN, block_parts, get_operator
 from onnx_moe.reference import expert_gemm, router
 
 # onnx holds bfloat16 in ml_dtypes' type, which Torch does not take: both are passed as their 16 bits.
@@ -57,5 +57,19 @@ class MoEExpertGemmFP4(OpRun):
         return (_to_numpy(expert_gemm(*_tensors(inputs), **attributes)),)
 
 
+class MoEBlockFP4(OpRun):
+    """Runs a MoEBlockFP4 node: the router and both projections one after the other."""
+
+    op_domain = DOMAIN
+
+    def _run(self, *inputs: np.ndarray | None, **attributes: Any) -> tuple[np.ndarray, ...]:
+        missing = len(get_operator(BLOCK).inputs) - len(inputs)
+        hidden, *tensors = _tensors([*inputs, *[None] * missing])
+        of_router, of_gate_up, of_down = block_parts(attributes)
+        ids, weights, _ = router(hidden, *tensors[:3], **of_router)
+        intermediate = expert_gemm(hidden, ids, *tensors[3:7], **of_gate_up)
+        return (_to_numpy(expert_gemm(intermediate, ids, *tensors[7:11], weights, **of_down)),)
+
+
 #: What ReferenceEvaluator takes as `new_ops`.
-OPERATORS: list[type[OpRun]] = [MoERouter, MoEExpertGemmFP4]
+OPERATORS: list[type[OpRun]] = [MoERouter, MoEExpertGemmFP4, MoEBlockFP4]

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/error.h"
+#include "core/parallel.h"
 
 namespace onnx_moe {
 
@@ -32,5 +33,32 @@ void group_tokens_by_expert(const Id* expert_ids, int64_t count, int64_t slots, 
   for (int64_t e = num_experts; e > 0; --e) offsets[e] = offsets[e - 1];
   offsets[0] = 0;
 }
+
+// The assignments of a call, grouped by expert, and the experts that have any.
+class ExpertGroups {
+ public:
+  ExpertGroups(const int32_t* expert_ids, int64_t tokens, int64_t slots, int64_t num_experts, Host& host)
+      : order_(host, tokens * slots), offsets_(host, num_experts + 1), active_(host, num_experts) {
+    group_tokens_by_expert<int32_t, int64_t>(expert_ids, tokens * slots, slots, num_experts, order_.data(),
+                                             offsets_.data(), nullptr);
+    for (int64_t expert = 0; expert < num_experts; ++expert) {
+      if (offsets_[expert] < offsets_[expert + 1]) active_[active_count_++] = static_cast<int32_t>(expert);
+    }
+  }
+
+  int64_t active_count() const { return active_count_; }
+  int64_t active(int64_t index) const { return active_[index]; }
+  int64_t begin(int64_t expert) const { return offsets_[expert]; }
+  int64_t end(int64_t expert) const { return offsets_[expert + 1]; }
+  int64_t rows(int64_t index) const { return end(active(index)) - begin(active(index)); }
+  // Flat index (token · slots + slot) of each assignment, in expert order.
+  const int64_t* order() const { return order_.data(); }
+
+ private:
+  Scratch<int64_t> order_;
+  Scratch<int64_t> offsets_;
+  Scratch<int32_t> active_;
+  int64_t active_count_ = 0;
+};
 
 }  // namespace onnx_moe

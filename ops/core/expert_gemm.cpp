@@ -21,16 +21,6 @@ constexpr int64_t kProductFloats = 8192;    // of one product: 32 KiB, on the st
 static_assert(kMaxRows * kMaxPanelRows <= kProductFloats && kFewRows * 2 * kMaxTileColumns <= kProductFloats);
 constexpr int64_t kRowBytes = 1024 * 1024;  // of activations that a tile's weights meet in the second cache
 
-// Assignments grouped by expert, and the experts that have any.
-struct Groups {
-  const int64_t* order;
-  const int64_t* offsets;
-  const int32_t* active;
-  int64_t active_count;
-
-  int64_t rows(int64_t index) const { return offsets[active[index] + 1] - offsets[active[index]]; }
-};
-
 // One call: what the tasks share.
 struct Call {
   const Kernel& kernel;
@@ -38,7 +28,7 @@ struct Call {
   const ExpertWeights& weights;
   const ExpertGemmInput& input;
   Operands operands;
-  Groups groups;
+  const ExpertGroups& groups;
   const float* values;    // activations as floats, one row of x after the other; null if no expert needs them
   const uint8_t* packed;  // activations as the kernel packed them; null likewise
   int64_t packed_bytes;
@@ -132,7 +122,7 @@ struct RowSet {
 
 void collect_rows(const Call& call, int64_t first, int64_t count, RowSet& rows) {
   const int64_t slots_per_row = call.input.x_per_slot ? 1 : call.input.slots;
-  rows.assignments = call.groups.order + first;
+  rows.assignments = call.groups.order() + first;
   rows.count = count;
   for (int64_t r = 0; r < count; ++r) {
     const int64_t row = rows.assignments[r] / slots_per_row;
@@ -208,8 +198,8 @@ void compute_expert(const Call& call, int64_t expert, Fp4Tile tile, float* resul
   // Sets of nearly equal size, so that each decodes the weights for as many rows as the others.
   const int64_t bytes = std::max<int64_t>(call.packed_bytes, call.operands.depth);
   const int64_t most = std::clamp<int64_t>(kRowBytes / bytes, 8 * kFewRows, kMaxRows);
-  const int64_t end = call.groups.offsets[expert + 1];
-  int64_t first = call.groups.offsets[expert];
+  const int64_t end = call.groups.end(expert);
+  int64_t first = call.groups.begin(expert);
   for (int64_t sets = (end - first + most - 1) / most; sets > 0; --sets) {
     RowSet rows;
     collect_rows(call, first, (end - first) / sets, rows);
@@ -236,17 +226,17 @@ void combine(const Call& call, int64_t first_column, int64_t columns, const floa
 }
 
 void compute_columns(const Call& call, int64_t first_column, float* results) {
-  const Groups& groups = call.groups;
-  Fp4Tile tile = make_tile(call, groups.active[0], first_column);
-  for (int64_t i = 0; i < groups.active_count; ++i) {
+  const ExpertGroups& groups = call.groups;
+  Fp4Tile tile = make_tile(call, groups.active(0), first_column);
+  for (int64_t i = 0; i < groups.active_count(); ++i) {
     // Another thread may take the next columns; fetching the start of its tile costs less than waiting for one's own.
     Fp4Tile next{};
     const int64_t next_column = first_column + tile.columns;
-    const bool last = i + 1 == groups.active_count;
-    if (!last) next = make_tile(call, groups.active[i + 1], first_column);
-    if (last && next_column < call.output_columns) next = make_tile(call, groups.active[0], next_column);
+    const bool last = i + 1 == groups.active_count();
+    if (!last) next = make_tile(call, groups.active(i + 1), first_column);
+    if (last && next_column < call.output_columns) next = make_tile(call, groups.active(0), next_column);
     tile.next = next.codes ? &next : nullptr;
-    compute_expert(call, groups.active[i], tile, results);
+    compute_expert(call, groups.active(i), tile, results);
     if (!last) tile = next;
   }
   if (results) combine(call, first_column, tile.columns, results);
@@ -268,8 +258,8 @@ struct Activations {
   bool needs_values = false;
   bool needs_packed = false;
 
-  Activations(const Kernel& kernel, const Groups& groups, Precision precision) {
-    for (int64_t i = 0; i < groups.active_count; ++i) {
+  Activations(const Kernel& kernel, const ExpertGroups& groups, Precision precision) {
+    for (int64_t i = 0; i < groups.active_count(); ++i) {
       const bool reads_packed = kernel.reads_packed(precision, groups.rows(i));
       needs_packed |= reads_packed;
       needs_values |= !reads_packed;
@@ -310,20 +300,9 @@ void validate(const ExpertWeights& weights, const Activation& activation) {
 }
 
 void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
-                 const ExpertGemmInput& input, Host& host) {
+                 const ExpertGemmInput& input, const ExpertGroups& groups, Host& host) {
   const int64_t assignments = input.tokens * input.slots;
   if (assignments == 0) return;
-  const Scratch<int64_t> grouped(host, assignments + weights.num_experts + 1);
-  int64_t* order = grouped.data();
-  int64_t* offsets = order + assignments;
-  group_tokens_by_expert<int32_t, int64_t>(input.expert_ids, assignments, input.slots, weights.num_experts, order,
-                                           offsets, nullptr);
-  const Scratch<int32_t> active(host, weights.num_experts);
-  Groups groups{order, offsets, active.data(), 0};
-  for (int64_t expert = 0; expert < weights.num_experts; ++expert) {
-    if (offsets[expert] < offsets[expert + 1]) active[groups.active_count++] = static_cast<int32_t>(expert);
-  }
-
   const Operands operands{weights.format, input.precision, weights.columns};
   const int64_t rows = input.x_per_slot ? assignments : input.tokens;
   const Activations forms(kernel, groups, input.precision);
@@ -358,6 +337,12 @@ void expert_gemm(const Kernel& kernel, const Activation& activation, const Exper
       compute_columns(call, tile * call.tile_columns, input.expert_weights ? results.data() : nullptr);
     }
   });
+}
+
+void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
+                 const ExpertGemmInput& input, Host& host) {
+  const ExpertGroups groups(input.expert_ids, input.tokens, input.slots, weights.num_experts, host);
+  expert_gemm(kernel, activation, weights, input, groups, host);
 }
 
 }  // namespace onnx_moe

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/activation.h"
+#include "core/dispatch.h"
 #include "core/element_type.h"
 #include "core/fp4.h"
 #include "core/parallel.h"
@@ -40,6 +41,10 @@ struct ExpertGemmInput {
 // Same inputs, same bytes: how a product is summed depends on shapes and routing alone, never on threads or tiles.
 void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
                  const ExpertGemmInput& input, Host& host);
+
+// The same with the assignments already grouped by expert.
+void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
+                 const ExpertGemmInput& input, const ExpertGroups& groups, Host& host);
 
 // The precision that an accuracy_level of the operators allows.
 Precision precision_of(int64_t accuracy_level);

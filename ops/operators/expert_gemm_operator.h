@@ -1,10 +1,7 @@
 // MoEExpertGemmFP4 for ONNX Runtime.
 #pragma once
 
-#include "core/activation.h"
-#include "core/fp4.h"
-#include "kernels/kernel.h"
-#include "operators/operator_kernel.h"
+#include "operators/projection.h"
 
 namespace onnx_moe {
 

@@ -47,20 +47,22 @@ def attribute(definition: dict[str, Any]) -> str:
     return "{" + ", ".join(fields) + "}"
 
 
-def operator(definition: dict[str, Any], types: dict[str, list[str]]) -> str:
+def operator(definition: dict[str, Any], types: dict[str, list[str]], others: dict[str, dict[str, Any]]) -> str:
     def rows(items: list[str]) -> str:
         return "{" + ",\n      ".join(items) + "}"
 
     inputs = rows([tensor(item, types) for item in definition["inputs"]])
     outputs = rows([tensor(item, types) for item in definition["outputs"]])
-    attributes = rows([attribute(item) for item in definition["attributes"]])
+    borrowed = [item for name in definition.get("attributes_of", []) for item in others[name]["attributes"]]
+    attributes = rows([attribute(item) for item in [*borrowed, *definition["attributes"]]])
     return f"{{{text(definition['name'])},\n     {inputs},\n     {outputs},\n     {attributes}}}"
 
 
 def main() -> None:
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     definition = json.loads(source.read_text(encoding="utf-8"))
-    operators = ",\n    ".join(operator(item, definition["types"]) for item in definition["operators"])
+    by_name = {item["name"]: item for item in definition["operators"]}
+    operators = ",\n    ".join(operator(item, definition["types"], by_name) for item in definition["operators"])
     target.write_text(
         f"// Made from {source.name} by {Path(__file__).name}; do not edit.\n"
         f"const char* const kDomain = {text(definition['domain'])};\n"

@@ -1,6 +1,7 @@
 #include "operators/router_operator.h"
 
 #include "kernels/registry.h"
+#include "operators/projection.h"
 
 namespace onnx_moe {
 
@@ -8,19 +9,6 @@ namespace {
 
 enum Input : size_t { kHiddenStates, kGateWeight, kGateBias, kCorrectionBias };
 enum Output : size_t { kExpertIds, kExpertWeights, kRouterLogits };
-
-RouterAttributes read_attributes(const Attributes& attributes) {
-  return {attributes.integer("top_k"),
-          parse_scoring(attributes.text("scoring")),
-          attributes.integer("normalize") != 0,
-          attributes.number("norm_epsilon"),
-          attributes.number("norm_min"),
-          attributes.number("scaling_factor"),
-          attributes.integer("num_groups"),
-          attributes.integer("top_k_groups"),
-          parse_group_scoring(attributes.text("group_scoring")),
-          attributes.integer("num_shared_experts")};
-}
 
 struct Sizes {
   int64_t num_experts = kUnknown;
@@ -43,15 +31,24 @@ Sizes check_shapes(const InputShapes& shapes, bool has_gate) {
   return sizes;
 }
 
-std::optional<Dimensions> dimensions_of(const std::optional<ort::ConstTensor>& tensor) {
-  return tensor ? std::optional<Dimensions>(tensor->dimensions()) : std::nullopt;
-}
-
 }  // namespace
+
+RouterAttributes read_router_attributes(const Attributes& attributes) {
+  return {attributes.integer("top_k"),
+          parse_scoring(attributes.text("scoring")),
+          attributes.integer("normalize") != 0,
+          attributes.number("norm_epsilon"),
+          attributes.number("norm_min"),
+          attributes.number("scaling_factor"),
+          attributes.integer("num_groups"),
+          attributes.integer("top_k_groups"),
+          parse_group_scoring(attributes.text("group_scoring")),
+          attributes.integer("num_shared_experts")};
+}
 
 RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
                                int type)
-    : OperatorKernel(api, info, definition, type), attributes_(read_attributes(Attributes(info, definition))) {
+    : OperatorKernel(api, info, definition, type), attributes_(read_router_attributes(Attributes(info, definition))) {
   const Sizes sizes = check_shapes(declared_shapes(info, definition), info.input_shape(kGateWeight).has_value());
   if (sizes.num_experts != kUnknown) validate(attributes_, sizes.num_experts);
 }
@@ -74,6 +71,7 @@ void RouterOperator::compute(ort::KernelContext& context) {
   auto* weights = static_cast<float*>(context.output(kExpertWeights, dimensions));
   dimensions.back() = sizes.num_experts;
   auto* logits = static_cast<float*>(context.output(kRouterLogits, dimensions));
+  if (tokens == 0) return;  // nothing to write, and memory of size zero may be null
   require(ids && weights, "outputs expert_ids and expert_weights must both be there");
 
   route(current_kernel(), attributes_,

@@ -6,6 +6,8 @@
 
 namespace onnx_moe {
 
+RouterAttributes read_router_attributes(const Attributes& attributes);
+
 class RouterOperator final : public OperatorKernel {
  public:
   static constexpr const char* kName = "MoERouter";

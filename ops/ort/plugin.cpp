@@ -7,6 +7,7 @@
 
 #include "kernels/registry.h"
 #include "operators/definition.h"
+#include "operators/block_operator.h"
 #include "operators/expert_gemm_operator.h"
 #include "operators/router_operator.h"
 #include "ort/api.h"
@@ -114,6 +115,7 @@ class Domain {
     for (const int type : {ort::kFloat, ort::kFloat16, ort::kBFloat16}) {
       add(make_operator<RouterOperator>(api, type));
       add(make_operator<ExpertGemmOperator>(api, type));
+      add(make_operator<BlockOperator>(api, type));
     }
   }
 

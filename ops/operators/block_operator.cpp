@@ -1,0 +1,101 @@
+#include "operators/block_operator.h"
+
+#include "kernels/registry.h"
+#include "operators/router_operator.h"
+
+namespace onnx_moe {
+
+namespace {
+
+constexpr size_t kHiddenStates = 0;
+constexpr size_t kGateWeight = 1;
+constexpr size_t kGateBias = 2;
+constexpr size_t kCorrectionBias = 3;
+const ProjectionInputs kGateUp{4, "gate_up_"};
+const ProjectionInputs kDown{8, "down_"};
+constexpr size_t kInputs = 12;
+
+struct Sizes {
+  ProjectionSizes gate_up;
+  ProjectionSizes down;
+  int64_t routed_experts = kUnknown;
+};
+
+// Checks shapes against each other; open dimensions fit everything.
+Sizes check_shapes(const InputShapes& shapes, const BlockFormat& format) {
+  Sizes sizes{check_projection(shapes, kGateUp, format), check_projection(shapes, kDown, format)};
+  if (const auto& hidden = shapes[kHiddenStates]) {
+    require(!hidden->empty(), "input hidden_states is a scalar, but must be [..., H]");
+    Dimensions expected = *hidden;
+    expected.back() = sizes.gate_up.columns;
+    expect_shape("hidden_states", *hidden, expected, "[..., H]");
+  }
+  if (const auto& gate = shapes[kGateWeight]) {
+    expect_shape("gate_weight", *gate, {kUnknown, sizes.gate_up.columns}, "[R, H]");
+    sizes.routed_experts = gate->at(0);
+  }
+  if (const auto& bias = shapes[kGateBias]) expect_shape("gate_bias", *bias, {sizes.routed_experts}, "[R]");
+  if (const auto& bias = shapes[kCorrectionBias]) expect_shape("correction_bias", *bias, {sizes.routed_experts}, "[R]");
+  return sizes;
+}
+
+}  // namespace
+
+BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
+                             int type)
+    : BlockOperator(api, info, definition, type, Attributes(info, definition)) {}
+
+BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
+                             int type, const Attributes& attributes)
+    : OperatorKernel(api, info, definition, type),
+      router_(read_router_attributes(attributes)),
+      format_(read_format(attributes)),
+      activation_(read_activation(attributes)),
+      precision_(read_precision(attributes)) {
+  for (const ProjectionInputs& inputs : {kGateUp, kDown}) check_scale_type(info, inputs, format_);
+  const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
+  if (sizes.routed_experts != kUnknown) validate(router_, sizes.routed_experts);
+  validate(activation_, sizes.gate_up.rows == kUnknown ? 2 : sizes.gate_up.rows);
+}
+
+void BlockOperator::compute(ort::KernelContext& context) {
+  const ort::ConstTensor hidden = context.required_input(kHiddenStates, "hidden_states");
+  const ort::ConstTensor gate = context.required_input(kGateWeight, "gate_weight");
+  const std::optional<ort::ConstTensor> gate_bias = context.input(kGateBias);
+  const std::optional<ort::ConstTensor> correction_bias = context.input(kCorrectionBias);
+  const ProjectionTensors gate_up(context, kGateUp);
+  const ProjectionTensors down(context, kDown);
+  InputShapes shapes(kInputs);
+  shapes[kHiddenStates] = hidden.dimensions();
+  shapes[kGateWeight] = gate.dimensions();
+  shapes[kGateBias] = dimensions_of(gate_bias);
+  shapes[kCorrectionBias] = dimensions_of(correction_bias);
+  gate_up.put_shapes(kGateUp, shapes);
+  down.put_shapes(kDown, shapes);
+  const Sizes sizes = check_shapes(shapes, format_);
+  const MoeBlock block{router_, activation_, precision_, gate_up.as_weights(format_, sizes.gate_up),
+                       down.as_weights(format_, sizes.down)};
+  validate(block, sizes.routed_experts);
+
+  Dimensions dimensions = hidden.dimensions();
+  int64_t tokens = 1;
+  for (size_t i = 0; i + 1 < dimensions.size(); ++i) tokens *= dimensions[i];
+  dimensions.back() = sizes.down.rows;
+  void* y = context.output(0, dimensions);
+  moe_block(current_kernel(), block,
+            {type(), static_cast<ElementType>(gate.type()), type_of(gate_bias), tokens, sizes.gate_up.columns,
+             sizes.routed_experts, hidden.data(), gate.data(), gate_bias ? gate_bias->data() : nullptr,
+             correction_bias ? correction_bias->as<float>() : nullptr, nullptr, nullptr, nullptr},
+            y, context);
+}
+
+void BlockOperator::infer_shapes(const ort::ShapeInference& inference) {
+  std::optional<ort::Shape> shape = inference.input(kHiddenStates);
+  const std::optional<ort::Shape> down = inference.input(kDown.weights());
+  if (!shape || !shape->has_rank || shape->dimensions.empty() || !down || down->rank() != 3) return;
+  shape->dimensions.back() = down->dimensions[1];
+  shape->symbols.back() = down->symbols[1];
+  inference.set_output(0, *shape);
+}
+
+}  // namespace onnx_moe
