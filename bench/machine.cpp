@@ -1,0 +1,90 @@
+// What the machine can do: bytes read a second, and operations of its widest dot products and multiply-adds.
+// Compiled by bench/machine.py for the machine that it runs on.
+#include <chrono>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define FMA "vfmadd231ps %%zmm30, %%zmm31, "
+#define DOT "vpdpbusd %%zmm30, %%zmm31, "
+#define REGISTER "%%zmm"
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define FMA "vfmadd231ps %%ymm14, %%ymm15, "
+#define REGISTER "%%ymm"
+constexpr int kBytes = 32;
+#endif
+
+namespace {
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+template <typename Body>
+double seconds(int threads, const Body& body) {
+  const double start = now();
+  std::vector<std::thread> pool;
+  for (int i = 1; i < threads; ++i) pool.emplace_back(body, i);
+  body(0);
+  for (auto& thread : pool) thread.join();
+  return now() - start;
+}
+
+uint64_t sum(const uint64_t* data, size_t words) {
+  uint64_t sums[32] = {};
+  for (size_t i = 0; i + 32 <= words; i += 32) {
+    for (int j = 0; j < 32; ++j) sums[j] += data[i + j];
+  }
+  uint64_t total = 0;
+  for (const uint64_t value : sums) total += value;
+  return total;
+}
+
+volatile uint64_t sink;
+constexpr long kRounds = 4'000'000;
+
+}  // namespace
+
+// Seconds to read `bytes` bytes with a plain loop, each thread a part of its own.
+extern "C" double bench_read(const void* data, int64_t bytes, int threads) {
+  const auto* words = static_cast<const uint64_t*>(data);
+  const size_t part = static_cast<size_t>(bytes) / 8 / static_cast<size_t>(threads);
+  return seconds(threads, [&](int i) { sink = sum(words + static_cast<size_t>(i) * part, part); });
+}
+
+#if defined(__AVX2__)
+#define TEN(op)                                                                                           \
+  op REGISTER "0\n" op REGISTER "1\n" op REGISTER "2\n" op REGISTER "3\n" op REGISTER "4\n" op REGISTER \
+     "5\n" op REGISTER "6\n" op REGISTER "7\n" op REGISTER "8\n" op REGISTER "9\n"
+#define LOOP(op)                                                                                                   \
+  __asm__ volatile("1:\n" TEN(op) "dec %0\njnz 1b\n" : "+r"(n)::"xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", \
+                   "xmm6", "xmm7", "xmm8", "xmm9", "cc")
+#endif
+
+// Operations a second of float multiply-adds, of all threads together; 0 where this file knows no way to measure it.
+extern "C" double bench_fma(int threads) {
+#if defined(__AVX2__)
+  const double time = seconds(threads, [](int) {
+    long n = kRounds;
+    LOOP(FMA);
+  });
+  return threads * kRounds * 10.0 * (kBytes / 4) * 2 / time;
+#else
+  return 0;
+#endif
+}
+
+// The same of int8 dot products.
+extern "C" double bench_dot(int threads) {
+#if defined(__AVX512VNNI__)
+  const double time = seconds(threads, [](int) {
+    long n = kRounds;
+    LOOP(DOT);
+  });
+  return threads * kRounds * 10.0 * kBytes * 2 / time;
+#else
+  return 0;
+#endif
+}

@@ -1,0 +1,64 @@
+"""The machine's limits, measured beside the implementations."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Medians: bytes read a second by a plain loop over the weights' own mapping, float multiply-adds (operations a
+    second), int8 dot products (0: not measured on this machine). All of all threads together.
+    """
+
+    read: float
+    fma: float
+    dot: float
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        raise SystemExit("bench.moe measures the machine with a C++ program: install a C++ compiler (g++ or clang).")
+    folder = Path(tempfile.mkdtemp(prefix="onnx-moe-bench-"))
+    source, target = Path(__file__).with_name("machine.cpp"), folder / "machine.so"
+    flags = ["-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
+    subprocess.run([compiler, *flags, str(source), "-o", str(target)], check=True)
+    library = ctypes.CDLL(str(target))
+    for function in (library.bench_read, library.bench_fma, library.bench_dot):
+        function.restype = ctypes.c_double
+    library.bench_read.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+    shutil.rmtree(folder)
+    return library
+
+
+class Machine:
+    """Measures limits over `weights`, the file that the plugin reads."""
+
+    def __init__(self, weights: Path) -> None:
+        with weights.open("rb") as file:
+            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes = np.frombuffer(self._mapping, np.uint8)
+
+    def read(self, threads: int) -> float:
+        """Seconds for the whole file."""
+        return float(_library().bench_read(self._bytes.ctypes.data, self._bytes.size, threads))
+
+    def limits(self, threads: int, rounds: int = 7) -> Limits:
+        self.read(threads)  # the pages' first use
+        median = lambda values: float(np.median(values))  # noqa: E731
+        return Limits(
+            self._bytes.size / median([self.read(threads) for _ in range(rounds)]),
+            median([_library().bench_fma(threads) for _ in range(rounds)]),
+            median([_library().bench_dot(threads) for _ in range(rounds)]),
+        )

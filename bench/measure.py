@@ -1,0 +1,117 @@
+"""Measuring all implementations of a block, interleaved in one process."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from onnx_moe.demo.timing import median_seconds
+
+from bench.implementations import (
+    Implementation,
+    Unsupported,
+    plugin,
+    qmoe_fp4,
+    qmoe_int4,
+    random_weights,
+    torch_reference,
+)
+from bench.machine import Limits, Machine
+from bench.shapes import Shape, distinct_experts, draw_calls
+
+PEERS = ("qmoe-fp4", "qmoe-nvfp4", "qmoe-int4", "torch")
+#: Rounds of a measurement, and calls of a burst: fewer where calls take long.
+_ROUNDS, _BURST, _BUDGET = 7, 4, 12.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """Median seconds of a call by implementation, and how much of the machine's limit each reaches.
+
+    share: of reading the experts that a call reaches at the speed of a plain loop, or of its operations at the rate
+    of multiply-adds (int8 dot products at level 4 and for int4), whichever takes longer.
+    """
+
+    shape: Shape
+    threads: int
+    tokens: int
+    seconds: dict[str, float]
+    share: dict[str, float]
+
+
+def measure(
+    shape: Shape, threads: int, token_counts: tuple[int, ...], peers: tuple[str, ...], progress: Callable[[str], None]
+) -> tuple[list[Result], Limits, list[str]]:
+    """Results by token count, the machine's limits, and which peers were left out and why."""
+    results = []
+    with tempfile.TemporaryDirectory(prefix="onnx-moe-bench-") as folder:
+        progress(f"{shape.name}, {threads} thread(s): making the blocks")
+        implementations, left_out = _implementations(shape, threads, peers, Path(folder))
+        machine = Machine(Path(folder) / "plugin-mxfp4.data")
+        limits = machine.limits(threads)
+        (every_expert,) = draw_calls(shape, 16 * shape.num_experts, 1)
+        for implementation in implementations:
+            implementation.run(every_expert)  # reads every page for the first time
+        for tokens in token_counts:
+            progress(f"{shape.name}, {threads} thread(s): {tokens} token(s)")
+            results.append(_measure_tokens(shape, threads, tokens, implementations, machine))
+    return results, limits, left_out
+
+
+def _implementations(
+    shape: Shape, threads: int, peers: tuple[str, ...], folder: Path
+) -> tuple[list[Implementation], list[str]]:
+    mxfp4, nvfp4 = random_weights(shape, "mxfp4"), random_weights(shape, "nvfp4")
+    makers: list[Callable[[], Implementation]] = [
+        *(lambda level=level: plugin(shape, mxfp4, level, threads, folder) for level in (0, 2, 4)),  # type: ignore[misc]
+        lambda: plugin(shape, nvfp4, 4, threads, folder),
+    ]
+    if "qmoe-fp4" in peers:
+        makers.append(lambda: qmoe_fp4(shape, mxfp4, threads, folder))
+    if "qmoe-nvfp4" in peers:
+        makers.append(lambda: plugin(shape, nvfp4, 0, threads, folder))
+        makers.append(lambda: qmoe_fp4(shape, nvfp4, threads, folder))
+    if "qmoe-int4" in peers:
+        for block, level in ((32, 0), (32, 4), (128, 4)):
+            makers.append(lambda block=block, level=level: qmoe_int4(shape, block, level, threads, folder))  # type: ignore[misc]
+    if "torch" in peers:
+        makers.append(lambda: torch_reference(shape, torch.bfloat16, threads))
+    implementations, left_out = [], []
+    for make in makers:
+        try:
+            implementations.append(make())
+        except Unsupported as error:
+            left_out.append(f"{shape.name}: {error}")
+    return implementations, left_out
+
+
+def _measure_tokens(
+    shape: Shape, threads: int, tokens: int, implementations: list[Implementation], machine: Machine
+) -> Result:
+    calls = draw_calls(shape, tokens, 8 if tokens <= 128 else 2)
+    endless = {implementation.name: itertools.cycle(calls) for implementation in implementations}
+    runs: dict[str, Callable[[], object]] = {
+        implementation.name: lambda implementation=implementation: implementation.run(next(endless[implementation.name]))  # type: ignore[misc]
+        for implementation in implementations
+    }
+    start = time.perf_counter()
+    for run in runs.values():
+        run()
+    once = time.perf_counter() - start
+    burst = _BURST if once < 1.0 else 2
+    rounds = max(1, min(_ROUNDS, round(_BUDGET / (once * burst))))
+    seconds = median_seconds(runs, rounds, burst)
+    limits = machine.limits(threads, rounds=3)
+    bytes_read = distinct_experts(calls)
+    share = {}
+    for implementation in implementations:
+        integers = limits.dot and ("level 4" in implementation.name)
+        arithmetic = shape.operations(tokens) / (limits.dot if integers else limits.fma)
+        reading = bytes_read * implementation.expert_bytes / limits.read
+        share[implementation.name] = max(arithmetic, reading) / seconds[implementation.name]
+    return Result(shape, threads, tokens, seconds, share)

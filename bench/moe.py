@@ -1,0 +1,79 @@
+"""MoE blocks of real models against their peers: python -m bench.moe --peers all."""
+
+from __future__ import annotations
+
+import platform
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import onnxruntime
+import typer
+from rich.console import Console
+
+from bench.measure import PEERS, Result, measure
+from bench.report import chart, markdown, terminal_table
+from bench.shapes import SHAPES
+
+_NAMES = ", ".join(SHAPES)
+
+
+def _choose(option: str, text: str, known: list[str]) -> tuple[str, ...]:
+    chosen = tuple(known) if text == "all" else tuple(part for part in text.split(",") if part != "none")
+    for name in chosen:
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} is unknown: use all, or some of {', '.join(known)}", param_hint=option)
+    return chosen
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main(
+    peers: Annotated[str, typer.Option(help=f"all, none, or some of {', '.join(PEERS)}, with commas.")] = "all",
+    shapes: Annotated[str, typer.Option(help=f"all, or some of {_NAMES}, with commas.")] = "GLM-4.7-Flash",
+    tokens: Annotated[str, typer.Option(help="Token counts, with commas.")] = "1,2,4,8,16,64,128,512,2048",
+    threads: Annotated[str, typer.Option(help="Thread counts, with commas.")] = "1,2",
+    output: Annotated[Path | None, typer.Option(help="A Markdown file to write; the chart goes beside it.")] = None,
+) -> None:
+    """Measures the plugin and its peers, interleaved in this process, and the machine's own limits."""
+    console = Console()
+    chosen_peers = _choose("--peers", peers, list(PEERS))
+    token_counts = tuple(int(count) for count in tokens.split(","))
+    results: list[Result] = []
+    sections: list[str] = []
+    for name in _choose("--shapes", shapes, list(SHAPES)):
+        for count in (int(count) for count in threads.split(",")):
+            with console.status("") as status:
+                some, limits, left_out = measure(SHAPES[name], count, token_counts, chosen_peers, status.update)
+            results += some
+            console.print(terminal_table(name, count, some, limits))
+            for reason in left_out:
+                console.print(f"left out: {reason}")
+            sections.append(markdown(name, count, some, limits) + "".join(f"\nLeft out: {why}.\n" for why in left_out))
+    if output is not None:
+        picture = output.with_suffix(".png")
+        chart(results, picture)
+        output.write_text(_page(sections, picture.name), encoding="utf-8")
+        console.print(f"wrote {output} and {picture}")
+
+
+def _page(sections: list[str], picture: str) -> str:
+    head = f"""# Measured on {date.today():%Y-%m-%d}
+
+{_processor()}, ONNX Runtime {onnxruntime.__version__}. Made by `python -m bench.moe`; medians in milliseconds a call of
+one block, all implementations interleaved in one process, random routing drawn anew for each call. Bold: how many times
+faster than the peer. Share of the limit: the time that reading the experts' bytes (with a plain loop over the same file)
+or their arithmetic takes at the least, whichever is longer, over the time measured.
+
+![Tokens a second by tokens of a call]({picture})
+
+"""
+    return head + "\n".join(sections)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,109 @@
+"""What a run shows: tables for the terminal and for Markdown, and a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+from rich.table import Table
+
+from bench.machine import Limits
+from bench.measure import Result
+
+#: Which of ours is compared with which peer.
+COMPARISONS = {
+    "QMoE mxfp4": ("mxfp4, level 0", "mxfp4, level 4"),
+    "QMoE nvfp4": ("nvfp4, level 0",),
+    "QMoE int4/32, level 4": ("mxfp4, level 4",),
+    "QMoE int4/128, level 4": ("mxfp4, level 4",),
+}
+
+
+def group(results: Iterable[Result]) -> list[tuple[str, int, list[Result]]]:
+    """Results by shape and threads."""
+    by = groupby(results, key=lambda result: (result.shape.name, result.threads))
+    return [(name, threads, list(items)) for (name, threads), items in by]
+
+
+def _ratios(result: Result) -> dict[str, float]:
+    """How many times faster ours are, by "ours / peer"."""
+    return {
+        f"{ours} vs {peer}": result.seconds[peer] / result.seconds[ours]
+        for peer, all_ours in COMPARISONS.items()
+        for ours in all_ours
+        if peer in result.seconds and ours in result.seconds
+    }
+
+
+def _rows(results: list[Result]) -> tuple[list[str], list[list[str]]]:
+    """Headings (the token counts) and rows: milliseconds, ratios, shares of the limit."""
+    headings = ["", *(str(result.tokens) for result in results)]
+    rows = [
+        [name, *(f"{1e3 * result.seconds[name]:.2f}" for result in results)] for name in results[0].seconds
+    ]
+    rows += [
+        [f"**{name}**", *(f"**{_ratios(result)[name]:.2f}×**" for result in results)] for name in _ratios(results[0])
+    ]
+    ours = [name for name in results[0].share if "fp4, level" in name and not name.startswith("QMoE")]
+    rows += [[f"share of the limit: {name}", *(f"{result.share[name]:.0%}" for result in results)] for name in ours]
+    return headings, rows
+
+
+def terminal_table(name: str, threads: int, results: list[Result], limits: Limits) -> Table:
+    """For Rich. Milliseconds by tokens."""
+    headings, rows = _rows(results)
+    table = Table(title=f"{name}, {threads} thread(s): ms a call, by tokens. {describe(limits)}")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        table.add_row(*(cell.replace("**", "") for cell in row))
+    return table
+
+
+def describe(limits: Limits) -> str:
+    dot = f", {limits.dot / 1e12:.2f} TOPS of int8 dot products" if limits.dot else ""
+    return f"Limits: {limits.read / 1e9:.1f} GB/s read, {limits.fma / 1e12:.2f} TFLOPS of multiply-adds{dot}."
+
+
+def markdown(name: str, threads: int, results: list[Result], limits: Limits) -> str:
+    headings, rows = _rows(results)
+    lines = [f"### {name}, {threads} thread{'s' if threads > 1 else ''}", "", describe(limits), ""]
+    lines += [f"| {' | '.join(headings)} |", f"|{' --- |' + ' ---: |' * (len(headings) - 1)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def chart(results: list[Result], path: Path) -> None:
+    """A panel for each shape and thread count: tokens a second by tokens of a call, both logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = group(results)
+    columns = min(2, len(groups))
+    lines = -(-len(groups) // columns)
+    figure, axes = pyplot.subplots(lines, columns, figsize=(7.5 * columns, 5 * lines), squeeze=False)
+    for axis, (name, threads, items) in zip(axes.flat, groups, strict=False):
+        for implementation in items[0].seconds:
+            ours = "fp4, level" in implementation and not implementation.startswith("QMoE")
+            axis.plot(
+                [result.tokens for result in items],
+                [result.tokens / result.seconds[implementation] for result in items],
+                marker="o" if ours else ".",
+                linewidth=2.2 if ours else 1.1,
+                linestyle="-" if ours else "--",
+                label=("onnx-moe " if ours else "") + implementation,
+            )
+        axis.set(xscale="log", yscale="log", title=f"{name}, {threads} thread{'s' if threads > 1 else ''}")
+        axis.set(xlabel="tokens of a call", ylabel="tokens a second")
+        ticks = [result.tokens for result in items]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.grid(visible=True, alpha=0.3)
+        axis.legend(fontsize=7)
+    for axis in list(axes.flat)[len(groups) :]:
+        axis.remove()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
