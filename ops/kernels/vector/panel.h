@@ -25,40 +25,44 @@ struct PanelRows {
   int64_t scales_ahead;
 };
 
-// Fetches the part of the panel to come that lies where the one at hand lies, a few lines at a time between products:
-// all at once, fetches fill the core's queue of misses and hold everything up behind them.
+// Fetches the panel to come while the one at hand is decoded and multiplied, row by row, a few lines at a time: all at
+// once, fetches fill the core's queue of misses and hold everything up behind them.
 template <typename Isa>
 class PanelFetch {
  public:
   // `turns`: how often fetch_some will be called.
-  PanelFetch(const PanelRows<Isa>& rows, int64_t first_byte, int64_t bytes, int64_t turns)
+  PanelFetch(const Operands& operands, const PanelRows<Isa>& rows, int64_t turns)
       : rows_(rows),
-        first_byte_(first_byte),
-        lines_per_row_((bytes + kCacheLine - 1) / kCacheLine),
-        lines_(lines_per_row_ * PanelRows<Isa>::kCount),
-        lines_per_turn_((lines_ + turns - 1) / turns) {}
+        row_bytes_(operands.row_bytes()),
+        scale_row_bytes_(operands.scale_row_bytes()),
+        bytes_per_turn_((row_bytes_ * PanelRows<Isa>::kCount / kCacheLine + turns - 1) / turns * kCacheLine) {}
 
   ONNX_MOE_INLINE inline void fetch_some() {
-    for (int64_t i = 0; i < lines_per_turn_ && row_ < PanelRows<Isa>::kCount; ++i) {
-      __builtin_prefetch(rows_.codes[row_] + rows_.ahead + first_byte_ + line_ * kCacheLine, 0, kSecondCache);
-      if (line_ == 0 && first_byte_ == 0) __builtin_prefetch(rows_.scales[row_] + rows_.scales_ahead, 0, kSecondCache);
-      if (++line_ < lines_per_row_) continue;
-      line_ = 0;
-      ++row_;
-    }
+    if (row_ == PanelRows<Isa>::kCount) return;
+    const uint8_t* row = rows_.codes[row_] + rows_.ahead;
+    for (int64_t i = 0; i < bytes_per_turn_; i += kCacheLine) __builtin_prefetch(row + byte_ + i, 0, kSecondCache);
+    byte_ += bytes_per_turn_;
+    if (byte_ >= row_bytes_) next_row();
   }
 
  private:
   static constexpr int64_t kCacheLine = 64;
   static constexpr int kSecondCache = 2;
 
+  void next_row() {
+    for (int64_t byte = 0; byte < scale_row_bytes_; byte += kCacheLine) {
+      __builtin_prefetch(rows_.scales[row_] + rows_.scales_ahead + byte, 0, kSecondCache);
+    }
+    byte_ = 0;
+    ++row_;
+  }
+
   const PanelRows<Isa>& rows_;
-  int64_t first_byte_;
-  int64_t lines_per_row_;
-  int64_t lines_;
-  int64_t lines_per_turn_;
+  int64_t row_bytes_;
+  int64_t scale_row_bytes_;
+  int64_t bytes_per_turn_;
   int row_ = 0;
-  int64_t line_ = 0;
+  int64_t byte_ = 0;
 };
 
 // kUnitBytes bytes from `offset` of kLanes rows, dword j of every row in out[j]; zeros beyond `size`.
@@ -261,11 +265,10 @@ class PanelProducts {
                      v % vectors_per_band * Isa::kLanes;
       }
       const PanelRows<Isa> panel = panel_rows(operands, tile, column, vectors_per_band);
+      const int64_t row_blocks = (rows.count + Content::kMostRows - 1) / Content::kMostRows;
+      PanelFetch<Isa> fetch(operands, panel, (operands.depth + kUnit - 1) / kUnit * (kVectors + row_blocks));
       for (int64_t start = 0; start < operands.depth; start += Content::kColumns) {
         const int64_t end = std::min(operands.depth, start + Content::kColumns);
-        const int64_t units = (end - start + kUnit - 1) / kUnit;
-        const int64_t row_blocks = (rows.count + Content::kMostRows - 1) / Content::kMostRows;
-        PanelFetch<Isa> fetch(panel, start / 2, (end - start) / 2, units * (kVectors + row_blocks));
         decode(operands, panel, start, end, content, fetch);
         multiply_part(operands, content, rows, start, end, targets, products.stride, fetch);
       }
