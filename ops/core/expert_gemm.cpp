@@ -14,7 +14,7 @@ namespace {
 // Output columns are split into tiles, and a task computes one tile of every expert. All tasks cost the same then,
 // however skewed the routing is, and a task holds all that a token's combine needs. Tiles are as wide as keeping all
 // cores busy to the end allows: long runs through the weights, and activations that are read once for many of them.
-constexpr int64_t kTilesPerCore = 8;
+constexpr int64_t kTilesPerCore = 4;
 constexpr int64_t kMaxTileColumns = 256;
 constexpr int64_t kFewRows = 4;             // of an expert: kernels stream the weights, and take a tile as a whole
 constexpr int64_t kProductFloats = 8192;    // of one product: 32 KiB, on the stack

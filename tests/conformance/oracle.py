@@ -19,7 +19,7 @@ from .data import Array, GemmInputs, RouterInputs
 FLOAT32_ROUNDOFF = 2.0**-24
 
 #: Steps from 0 to the largest activation of a block of 32, for each accuracy_level: what activations may be rounded to.
-ACTIVATION_STEPS = {0: 2**31 // 384, 1: 2**31 // 384, 2: 126 * 2**8, 3: 126 * 2**8, 4: 127}
+ACTIVATION_STEPS = {0: 2**31 // 768, 1: 2**31 // 768, 2: 126 * 2**8, 3: 126 * 2**8, 4: 127}
 
 #: Largest slope of each activation, or None where it grows with the argument.
 _SLOPES = {"none": 1.0, "silu": 1.1, "gelu": 1.13, "gelu_tanh": 1.13, "relu": 1.0}

@@ -1,5 +1,5 @@
 // Runs products of MoEExpertGemmFP4 from a file, for tests of a library that was built for another machine:
-// arm64_driver CASES OUTPUT. A case is 12 int32 numbers and eight buffers, each with its size in front (int64).
+// arm64_driver CASES OUTPUT. A case is 13 int32 numbers and eight buffers, each with its size in front (int64).
 #include <onnx_moe.h>
 
 #include <cstdio>
@@ -30,7 +30,7 @@ int main(int argc, char** argv) {
   std::ofstream output(argv[2], std::ios::binary);
   std::printf("kernel %s\n", onnx_moe_current_kernel());
   while (cases.peek() != std::ifstream::traits_type::eof()) {
-    int32_t numbers[12];
+    int32_t numbers[13];
     for (int32_t& number : numbers) number = read<int32_t>(cases);
     std::vector<char> buffers[8];
     for (auto& buffer : buffers) buffer = read_buffer(cases);
@@ -49,6 +49,7 @@ int main(int argc, char** argv) {
     args.global_scales = args.gated ? 2 : 1;
     args.activation = !numbers[11] ? "none" : args.gated ? "silu" : "gelu_tanh";
     args.alpha = 1.0f;
+    args.accuracy_level = numbers[12];
     args.x = buffers[0].data();
     args.expert_ids = reinterpret_cast<const int32_t*>(buffers[1].data());
     args.weights = reinterpret_cast<const uint8_t*>(buffers[2].data());

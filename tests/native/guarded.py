@@ -63,6 +63,7 @@ class Case:
 
     slots: int = 2
     experts: int = 3
+    level: int = 0
 
 
 def random_floats(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
@@ -116,6 +117,7 @@ def gemm(case: Case, side: str | None) -> bytes:
         gated=case.gated,
         interleaved=case.interleaved,
         alpha=1.0,
+        accuracy_level=case.level,
         **pointers,
     )
     _native.check(_native.library().onnx_moe_expert_gemm(ctypes.byref(arguments)))
@@ -181,7 +183,7 @@ def gemm_cases() -> list[Case]:
                 per_slot=per_slot,
             )
         )
-    return cases
+    return [*cases, *(replace(case, level=level) for level in (2, 4) for case in cases)]
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 // Activations as integers. A row is quantised in blocks of 32 with a scale each: x ≈ scale · v, where v is split into
 // one to three signed bytes ("limbs", base 256), so that the products with FP4 codes (exact as integers: twice E2M1 is
-// 0, ±1, ±2, ±3, ±4, ±6, ±8, ±12) are exact int8 dot products. Three limbs, 22.4 bits and a sign, keep the relative
-// error below 3e-7 even where one value of a block dwarfs the others.
+// 0, ±1, ±2, ±3, ±4, ±6, ±8, ±12) are exact int8 dot products. Three limbs hold 21.4 bits and a sign at the least:
+// the relative error stays below 6e-7 even where one value of a block dwarfs the others.
 //
 // A row is a sequence of chunks of 128 columns. A chunk's digits lie as the codes do, 64 bytes of even columns (low
 // nibbles), then 64 of odd ones, for each limb; after them come, for each lane of eight columns, the start of its sum
@@ -67,14 +67,16 @@ inline int64_t packed_bytes(const Operands& operands) {
   }
 }
 
-// The scale of 32 values and its reciprocal. Not finite: NaN, and the whole row becomes NaN. Values below 2^-126 / 2^23
-// of nothing larger are lost: the scale is no float subnormal.
+// The scale of 32 values and its reciprocal. With three limbs it is a power of two, so that values of few digits stay
+// exact. Not finite: NaN, and the whole row becomes NaN. The scale is no float subnormal: what is far below 2^-100 is
+// lost.
 struct QuantScale {
   float scale;
   float inverse;
 };
 
-ONNX_MOE_INLINE inline QuantScale quant_scale(const float* values, int32_t largest) {
+template <int Limbs>
+ONNX_MOE_INLINE inline QuantScale quant_scale(const float* values) {
   uint32_t magnitude = 0;
   for (int64_t i = 0; i < kQuantBlock; ++i) {
     const uint32_t bits = bits_from_float(values[i]) & 0x7FFFFFFFu;
@@ -83,16 +85,24 @@ ONNX_MOE_INLINE inline QuantScale quant_scale(const float* values, int32_t large
   if (magnitude == 0) return {0.0f, 0.0f};
   if (magnitude >= 0x7F800000u) return {NAN, 0.0f};
   const float most = float_from_bits(magnitude);
-  const float scale = most / static_cast<float>(largest);
+  constexpr int32_t kLargest = largest_quantised(Limbs);
   constexpr float kSmallest = 0x1p-126f;
-  return scale < kSmallest ? QuantScale{kSmallest, 0x1p126f} : QuantScale{scale, static_cast<float>(largest) / most};
+  if constexpr (Limbs == 3) {
+    static_assert(kLargest == 5592405, "4/3 of 2^22");
+    // Half a value's exponent, one more where 3/2 of it, which cannot overflow then, shows a mantissa above 4/3.
+    const uint32_t exponent = bits_from_float(0.75f * most) & 0x7F800000u;
+    const float scale = float_from_bits(exponent) * 0x1p-21f;
+    return scale < kSmallest ? QuantScale{kSmallest, 0x1p126f} : QuantScale{scale, 1.0f / scale};
+  }
+  const float scale = most / static_cast<float>(kLargest);
+  return scale < kSmallest ? QuantScale{kSmallest, 0x1p126f} : QuantScale{scale, static_cast<float>(kLargest) / most};
 }
 
 // Quantises a chunk into `values` and `scales`, one for each lane of eight columns.
 template <int Limbs>
 ONNX_MOE_INLINE inline void quantise_chunk(const float* row, int32_t* values, float* scales) {
   for (int64_t block = 0; block < kChunk / kQuantBlock; ++block, row += kQuantBlock, values += kQuantBlock) {
-    const QuantScale quant = quant_scale(row, largest_quantised(Limbs));
+    const QuantScale quant = quant_scale<Limbs>(row);
     // An infinity or NaN times 0 is no integer; its block's scale makes the row NaN.
     const bool finite = quant.inverse > 0.0f;
     for (int64_t i = 0; i < kQuantBlock; ++i) {
