@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_moe
 import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+
+import onnx_moe
+from bench.shapes import Call, Shape
 from onnx_moe.demo.qmoe import qmoe_session
 from onnx_moe.formats import get_format
 from onnx_moe.quantization import QuantizedWeights
-
-from bench.shapes import Call, Shape
 
 Run = Callable[[Call], object]
 
@@ -210,6 +210,6 @@ def _save(
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["tokens", output_size])],
         initializers,
     )
-    opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 21), ("onnx_moe", 1), ("com.microsoft", 1))]
+    versions = {"": 21, "onnx_moe": 1, "com.microsoft": 1}
+    opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
     onnx.save_model(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
-

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import mmap
 import shutil
+import statistics
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -56,9 +57,8 @@ class Machine:
 
     def limits(self, threads: int, rounds: int = 7) -> Limits:
         self.read(threads)  # the pages' first use
-        median = lambda values: float(np.median(values))  # noqa: E731
         return Limits(
-            self._bytes.size / median([self.read(threads) for _ in range(rounds)]),
-            median([_library().bench_fma(threads) for _ in range(rounds)]),
-            median([_library().bench_dot(threads) for _ in range(rounds)]),
+            self._bytes.size / statistics.median(self.read(threads) for _ in range(rounds)),
+            statistics.median(_library().bench_fma(threads) for _ in range(rounds)),
+            statistics.median(_library().bench_dot(threads) for _ in range(rounds)),
         )

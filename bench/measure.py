@@ -7,10 +7,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from onnx_moe.demo.timing import median_seconds
 
 from bench.implementations import (
     Implementation,
@@ -23,6 +23,7 @@ from bench.implementations import (
 )
 from bench.machine import Limits, Machine
 from bench.shapes import Shape, distinct_experts, draw_calls
+from onnx_moe.demo.timing import median_seconds
 
 PEERS = ("qmoe-fp4", "qmoe-nvfp4", "qmoe-int4", "torch")
 #: Rounds of a measurement, and calls of a burst: fewer where calls take long.
@@ -67,38 +68,40 @@ def _implementations(
     shape: Shape, threads: int, peers: tuple[str, ...], folder: Path
 ) -> tuple[list[Implementation], list[str]]:
     mxfp4, nvfp4 = random_weights(shape, "mxfp4"), random_weights(shape, "nvfp4")
-    makers: list[Callable[[], Implementation]] = [
-        *(lambda level=level: plugin(shape, mxfp4, level, threads, folder) for level in (0, 2, 4)),  # type: ignore[misc]
-        lambda: plugin(shape, nvfp4, 4, threads, folder),
-    ]
+    makers = [partial(plugin, shape, mxfp4, level, threads, folder) for level in (0, 2, 4)]
+    makers.append(partial(plugin, shape, nvfp4, 4, threads, folder))
     if "qmoe-fp4" in peers:
-        makers.append(lambda: qmoe_fp4(shape, mxfp4, threads, folder))
+        makers.append(partial(qmoe_fp4, shape, mxfp4, threads, folder))
     if "qmoe-nvfp4" in peers:
-        makers.append(lambda: plugin(shape, nvfp4, 0, threads, folder))
-        makers.append(lambda: qmoe_fp4(shape, nvfp4, threads, folder))
+        makers.append(partial(plugin, shape, nvfp4, 0, threads, folder))
+        makers.append(partial(qmoe_fp4, shape, nvfp4, threads, folder))
     if "qmoe-int4" in peers:
-        for block, level in ((32, 0), (32, 4), (128, 4)):
-            makers.append(lambda block=block, level=level: qmoe_int4(shape, block, level, threads, folder))  # type: ignore[misc]
+        makers += [partial(qmoe_int4, shape, *kind, threads, folder) for kind in ((32, 0), (32, 4), (128, 4))]
     if "torch" in peers:
-        makers.append(lambda: torch_reference(shape, torch.bfloat16, threads))
-    implementations, left_out = [], []
-    for make in makers:
+        makers.append(partial(torch_reference, shape, torch.bfloat16, threads))
+    left_out: list[str] = []
+
+    def make_or_leave_out(make: Callable[[], Implementation]) -> Implementation | None:
         try:
-            implementations.append(make())
+            return make()
         except Unsupported as error:
             left_out.append(f"{shape.name}: {error}")
-    return implementations, left_out
+            return None
+
+    made = [make_or_leave_out(make) for make in makers]
+    return [implementation for implementation in made if implementation is not None], left_out
 
 
 def _measure_tokens(
     shape: Shape, threads: int, tokens: int, implementations: list[Implementation], machine: Machine
 ) -> Result:
     calls = draw_calls(shape, tokens, 8 if tokens <= 128 else 2)
-    endless = {implementation.name: itertools.cycle(calls) for implementation in implementations}
-    runs: dict[str, Callable[[], object]] = {
-        implementation.name: lambda implementation=implementation: implementation.run(next(endless[implementation.name]))  # type: ignore[misc]
-        for implementation in implementations
-    }
+
+    def turn(implementation: Implementation) -> Callable[[], object]:
+        endless = itertools.cycle(calls)
+        return lambda: implementation.run(next(endless))
+
+    runs = {implementation.name: turn(implementation) for implementation in implementations}
     start = time.perf_counter()
     for run in runs.values():
         run()

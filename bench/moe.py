@@ -16,6 +16,8 @@ from bench.report import chart, markdown, terminal_table
 from bench.shapes import SHAPES
 
 _NAMES = ", ".join(SHAPES)
+#: What stands in front of it in the output file is kept.
+_MARK = "<!-- measured -->\n"
 
 
 def _choose(option: str, text: str, known: list[str]) -> tuple[str, ...]:
@@ -37,7 +39,7 @@ def main(
     shapes: Annotated[str, typer.Option(help=f"all, or some of {_NAMES}, with commas.")] = "GLM-4.7-Flash",
     tokens: Annotated[str, typer.Option(help="Token counts, with commas.")] = "1,2,4,8,16,64,128,512,2048",
     threads: Annotated[str, typer.Option(help="Thread counts, with commas.")] = "1,2",
-    output: Annotated[Path | None, typer.Option(help="A Markdown file to write; the chart goes beside it.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Markdown file to write its measured part of.")] = None,
 ) -> None:
     """Measures the plugin and its peers, interleaved in this process, and the machine's own limits."""
     console = Console()
@@ -57,17 +59,18 @@ def main(
     if output is not None:
         picture = output.with_suffix(".png")
         chart(results, picture)
-        output.write_text(_page(sections, picture.name), encoding="utf-8")
+        kept = output.read_text(encoding="utf-8").partition(_MARK)[0] if output.exists() else ""
+        output.write_text(kept + _MARK + _page(sections, picture.name), encoding="utf-8")
         console.print(f"wrote {output} and {picture}")
 
 
 def _page(sections: list[str], picture: str) -> str:
-    head = f"""# Measured on {date.today():%Y-%m-%d}
+    head = f"""## Measured on {date.today():%Y-%m-%d}
 
-{_processor()}, ONNX Runtime {onnxruntime.__version__}. Made by `python -m bench.moe`; medians in milliseconds a call of
-one block, all implementations interleaved in one process, random routing drawn anew for each call. Bold: how many times
-faster than the peer. Share of the limit: the time that reading the experts' bytes (with a plain loop over the same file)
-or their arithmetic takes at the least, whichever is longer, over the time measured.
+{_processor()}, ONNX Runtime {onnxruntime.__version__}. Made by `python -m bench.moe`; medians in milliseconds a call
+of one block, all implementations interleaved in one process, random routing drawn anew for each call. Bold: how many
+times faster than the peer. Share of the limit: the time that reading the experts' bytes (with a plain loop over the
+same file) or their arithmetic takes at the least, whichever is longer, over the time measured.
 
 ![Tokens a second by tokens of a call]({picture})
 

@@ -39,9 +39,7 @@ def _ratios(result: Result) -> dict[str, float]:
 def _rows(results: list[Result]) -> tuple[list[str], list[list[str]]]:
     """Headings (the token counts) and rows: milliseconds, ratios, shares of the limit."""
     headings = ["", *(str(result.tokens) for result in results)]
-    rows = [
-        [name, *(f"{1e3 * result.seconds[name]:.2f}" for result in results)] for name in results[0].seconds
-    ]
+    rows = [[name, *(f"{1e3 * result.seconds[name]:.2f}" for result in results)] for name in results[0].seconds]
     rows += [
         [f"**{name}**", *(f"**{_ratios(result)[name]:.2f}×**" for result in results)] for name in _ratios(results[0])
     ]

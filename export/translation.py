@@ -40,7 +40,7 @@ def _translation(operator: str) -> Callable[..., Any]:
         attributes = {name: given[name] for name in defaults if name in given and given[name] != defaults[name]}
         return opset[operator](*inputs, **attributes)
 
-    annotations = {value.name: Any for value in definition.inputs}
+    annotations: dict[str, Any] = dict.fromkeys((value.name for value in definition.inputs), Any)
     annotations |= {attribute.name: _PYTHON_TYPES[attribute.type] for attribute in definition.attributes}
     translate.__annotations__ = annotations
     translate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -20,8 +20,11 @@ from onnx_moe.session import InferenceSession
 
 #: What each kernel needs from the processor.
 KERNEL_NEEDS = {
+    "avx512_vnni": "AVX-512 F, BW, DQ, VL, VNNI and VBMI",
     "avx512": "AVX-512 F, BW, DQ and VL",
+    "avx2_vnni": "AVX2, FMA, F16C and AVX-VNNI",
     "avx2": "AVX2, FMA and F16C",
+    "neon_dotprod": "an arm64 processor with dot products (ARMv8.2)",
     "neon": "an arm64 processor",
     "reference": "nothing: it runs anywhere",
 }

@@ -135,9 +135,11 @@ def _block_body(op: BodyBuilder, arguments: list[Any], attributes: dict[str, Any
     of_router, of_gate_up, of_down = block_parts(attributes)
     ids, weights, _ = router_body(op, *arguments[:4], options=router_attributes(of_router))
     gate_up = expert_gemm_attributes(of_gate_up)
-    intermediate = expert_gemm_body(op, hidden_states, ids, *arguments[4:8], None, options=gate_up)
+    codes, scales, global_scale, bias = arguments[4:8]
+    intermediate = expert_gemm_body(op, hidden_states, ids, codes, scales, global_scale, bias, None, options=gate_up)
     down = expert_gemm_attributes(of_down)
-    return expert_gemm_body(op, intermediate, ids, *arguments[8:12], weights, options=down)
+    codes, scales, global_scale, bias = arguments[8:12]
+    return expert_gemm_body(op, intermediate, ids, codes, scales, global_scale, bias, weights, options=down)
 
 
 def _formal_attributes(definition: OperatorDefinition) -> list[ir.Attr]:

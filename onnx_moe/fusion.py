@@ -89,6 +89,7 @@ def _replace(router: ir.Node, gate_up: ir.Node, down: ir.Node) -> None:
         num_outputs=1,
     )
     old, new = down.outputs[0], block.outputs[0]
+    assert down.graph is not None  # it was found in one
     new.name, new.shape, new.type = old.name, old.shape, old.type
     ir.convenience.replace_nodes_and_values(down.graph, down, [router, gate_up, down], [block], [old], [new])
 

@@ -67,8 +67,10 @@ class MoEBlockFP4(OpRun):
         hidden, *tensors = _tensors([*inputs, *[None] * missing])
         of_router, of_gate_up, of_down = block_parts(attributes)
         ids, weights, _ = router(hidden, *tensors[:3], **of_router)
-        intermediate = expert_gemm(hidden, ids, *tensors[3:7], **of_gate_up)
-        return (_to_numpy(expert_gemm(intermediate, ids, *tensors[7:11], weights, **of_down)),)
+        codes, scales, global_scale, bias = tensors[3:7]
+        intermediate = expert_gemm(hidden, ids, codes, scales, global_scale, bias, **of_gate_up)
+        codes, scales, global_scale, bias = tensors[7:11]
+        return (_to_numpy(expert_gemm(intermediate, ids, codes, scales, global_scale, bias, weights, **of_down)),)
 
 
 #: What ReferenceEvaluator takes as `new_ops`.

@@ -152,9 +152,10 @@ int onnx_moe_expert_gemm(const onnx_moe_expert_gemm_args* args) {
         args->bias};
     onnx_moe::validate(weights, activation);
     onnx_moe::SerialHost host;
-    onnx_moe::expert_gemm(onnx_moe::current_kernel(), activation, weights,
-                          {onnx_moe::element_type(args->type), onnx_moe::precision_of(args->accuracy_level),
-                           args->tokens, args->slots, args->x_per_slot != 0, args->x, args->expert_ids, args->expert_weights, args->y},
-                          host);
+    onnx_moe::expert_gemm(
+        onnx_moe::current_kernel(), activation, weights,
+        {onnx_moe::element_type(args->type), onnx_moe::precision_of(args->accuracy_level), args->tokens, args->slots,
+         args->x_per_slot != 0, args->x, args->expert_ids, args->expert_weights, args->y},
+        host);
   });
 }

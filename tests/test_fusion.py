@@ -11,11 +11,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from conformance.implementations import run_poisoned
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import onnx_moe
-from conformance.implementations import run_poisoned
 from onnx_moe import OnnxMoeError, _native, fuse
 from onnx_moe.functions import add_functions
 from onnx_moe.operators import DOMAIN, VERSION
@@ -65,15 +65,22 @@ def block_model(
         node("MoEExpertGemmFP4", given("x", "ids", "w1", "s1", "g1", "b1"), ["h"], GATE_UP | (gate_up or {})),
         node("MoEExpertGemmFP4", given("h", "ids", "w2", "s2", "g2", "b2", "weights"), ["y"], down or {}),
     ]
-    types = {"y": (element, ["t", OUTPUT]), "ids": (np.int32, ["t", 4]), "h": (element, ["t", 4, 64])}
+    types: dict[str, tuple[Any, list[Any]]] = {
+        "x": (element, ["t", HIDDEN]),
+        "y": (element, ["t", OUTPUT]),
+        "ids": (np.int32, ["t", 4]),
+        "h": (element, ["t", 4, 64]),
+    }
+
+    def info(name: str) -> onnx.ValueInfoProto:
+        kind, shape = types[name]
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), shape)
+
     graph = helper.make_graph(
         nodes,
         "block",
-        [helper.make_tensor_value_info("x", helper.np_dtype_to_tensor_dtype(np.dtype(element)), ["t", HIDDEN])],
-        [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(types[name][0])), types[name][1])
-            for name in outputs
-        ],
+        [info("x")],
+        [info(name) for name in outputs],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, VERSION)]
@@ -159,8 +166,8 @@ def test_a_model_without_our_nodes_is_an_error() -> None:
 
 def test_block_errors_name_node_value_and_remedy() -> None:
     model = fused(block_model())
-    (node,) = model.graph.node
     down = next(tensor for tensor in model.graph.initializer if tensor.name == "w2")
     down.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(down)[:-1], "w2"))
-    with pytest.raises(Exception, match=r"MoEBlockFP4 node 'y'.*input down_scales has shape \[7, 50, 2\].*\[6, 50, 2\]"):
+    says = r"MoEBlockFP4 node 'y'.*input down_scales has shape \[7, 50, 2\].*\[6, 50, 2\]"
+    with pytest.raises(Exception, match=says):
         run(model, np.zeros((1, HIDDEN), np.float32))

@@ -139,7 +139,7 @@ typedef struct onnx_moe_expert_gemm_args {
   float beta;
   float limit;
   int32_t accuracy_level; /* 0 to 4, as in MoEExpertGemmFP4 */
-  void* y; /* [tokens, slots, N'] or [tokens, N'] */
+  void* y;                /* [tokens, slots, N'] or [tokens, N'] */
 } onnx_moe_expert_gemm_args;
 
 ONNX_MOE_API int onnx_moe_expert_gemm(const onnx_moe_expert_gemm_args* args);

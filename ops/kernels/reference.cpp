@@ -25,7 +25,8 @@ double dot_fp4(const Operands& operands, const Fp4Tile& tile, int64_t weight_row
     for (int64_t i = block * block_size; i < (block + 1) * block_size; ++i) {
       block_sum += static_cast<double>(load_code(codes, i)) * static_cast<double>(row[i]);
     }
-    sum += block_sum * static_cast<double>(load_scale(operands.format.format, tile.scales, weight_row * blocks + block));
+    sum +=
+        block_sum * static_cast<double>(load_scale(operands.format.format, tile.scales, weight_row * blocks + block));
   }
   return sum;
 }
@@ -122,7 +123,7 @@ void narrow(ElementType type, const float* source, int64_t count, void* target) 
 }  // namespace
 
 extern const Kernel kReferenceKernel;
-const Kernel kReferenceKernel = {"reference",  supported,      packed_bytes, pack,       reads_packed, fp4_products,
-                                 plain_products, finish,       combine,   widen,      narrow};
+const Kernel kReferenceKernel = {"reference",    supported, packed_bytes, pack,  reads_packed, fp4_products,
+                                 plain_products, finish,    combine,      widen, narrow};
 
 }  // namespace onnx_moe

@@ -6,8 +6,8 @@
 #include <string>
 
 #include "kernels/registry.h"
-#include "operators/definition.h"
 #include "operators/block_operator.h"
+#include "operators/definition.h"
 #include "operators/expert_gemm_operator.h"
 #include "operators/router_operator.h"
 #include "ort/api.h"

@@ -242,7 +242,9 @@ _LARGE_GEMM_CASES = [
     GemmCase(rows=64, blocks=9, tokens=(40,), format="fp4", dtype="float16", combine=True),
     GemmCase(rows=512, blocks=5, tokens=(70,), num_experts=4, gated=True, activation="silu", dtype="bfloat16"),
     *(
-        GemmCase(rows=rows, blocks=blocks, tokens=(tokens,), slots=1, num_experts=2, format=format, accuracy_level=level)
+        GemmCase(
+            rows=rows, blocks=blocks, tokens=(tokens,), slots=1, num_experts=2, format=format, accuracy_level=level
+        )
         for level in (0, 1, 2, 3, 4)
         for format, blocks in (("mxfp4", 37), ("nvfp4", 67), ("fp4", 9))
         for rows, tokens in ((70, 3), (34, 9), (300, 300))

@@ -21,7 +21,7 @@ struct PanelRows {
   static constexpr int kCount = Isa::kPanelVectors * Isa::kLanes;
   const uint8_t* codes[kCount];
   const uint8_t* scales[kCount];
-  int64_t ahead;        // from a row's codes to those of the panel to come, which are fetched meanwhile
+  int64_t ahead;  // from a row's codes to those of the panel to come, which are fetched meanwhile
   int64_t scales_ahead;
 };
 
@@ -99,7 +99,8 @@ struct PanelScales {
       for (int vector = 0; vector < kVectors; ++vector) {
         typename Isa::Ints dwords[4];
         load_unit<Isa>(rows.scales + vector * Isa::kLanes, byte, operands.scale_row_bytes(), dwords);
-        for (int j = 0; j < 4; ++j) decode(format.format, dwords[j], target + (j * blocks_per_unit / 4 * kVectors + vector) * Isa::kLanes);
+        for (int j = 0; j < 4; ++j)
+          decode(format.format, dwords[j], target + (j * blocks_per_unit / 4 * kVectors + vector) * Isa::kLanes);
       }
       target += blocks_per_unit * kVectors * Isa::kLanes;
     }
@@ -261,8 +262,8 @@ class PanelProducts {
     for (int64_t column = 0; column < tile.columns; column += vectors_per_band * Isa::kLanes) {
       float* targets[kVectors];
       for (int v = 0; v < kVectors; ++v) {
-        targets[v] = products.data + v / vectors_per_band * products.band_stride + column +
-                     v % vectors_per_band * Isa::kLanes;
+        targets[v] =
+            products.data + v / vectors_per_band * products.band_stride + column + v % vectors_per_band * Isa::kLanes;
       }
       const PanelRows<Isa> panel = panel_rows(operands, tile, column, vectors_per_band);
       const int64_t row_blocks = (rows.count + Content::kMostRows - 1) / Content::kMostRows;
@@ -279,7 +280,8 @@ class PanelProducts {
   using Vector = typename Isa::Vector;
   static constexpr int kVectors = Isa::kPanelVectors;
 
-  static PanelRows<Isa> panel_rows(const Operands& operands, const Fp4Tile& tile, int64_t column, int vectors_per_band) {
+  static PanelRows<Isa> panel_rows(const Operands& operands, const Fp4Tile& tile, int64_t column,
+                                   int vectors_per_band) {
     PanelRows<Isa> rows;
     const int64_t panel_columns = vectors_per_band * Isa::kLanes;
     for (int v = 0; v < kVectors; ++v) {
@@ -303,8 +305,8 @@ class PanelProducts {
     return rows;
   }
 
-  ONNX_MOE_NOINLINE static void decode(const Operands& operands, const PanelRows<Isa>& rows, int64_t start,
-                                       int64_t end, Content& content, PanelFetch<Isa>& fetch) {
+  ONNX_MOE_NOINLINE static void decode(const Operands& operands, const PanelRows<Isa>& rows, int64_t start, int64_t end,
+                                       Content& content, PanelFetch<Isa>& fetch) {
     content.scales.load(operands, rows, start, end);
     for (int64_t column = start; column < end; column += kUnit) {
       for (int vector = 0; vector < kVectors; ++vector) {
@@ -331,9 +333,10 @@ class PanelProducts {
   }
 
   template <int RowCount>
-  ONNX_MOE_NOINLINE static void multiply_block(const Operands& operands, const Content& content, const Rows& rows, int64_t first_row,
-                             int64_t start, int64_t end, float* const (&targets)[kVectors], int64_t stride,
-                             PanelFetch<Isa>& fetch) {
+  ONNX_MOE_NOINLINE static void multiply_block(const Operands& operands, const Content& content, const Rows& rows,
+                                               int64_t first_row, int64_t start, int64_t end,
+                                               float* const (&targets)[kVectors], int64_t stride,
+                                               PanelFetch<Isa>& fetch) {
     Vector sum[RowCount][kVectors];
     for (int m = 0; m < RowCount; ++m) {
       for (int v = 0; v < kVectors; ++v) sum[m][v] = Isa::zero();

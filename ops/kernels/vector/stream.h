@@ -11,8 +11,8 @@
 namespace onnx_moe {
 namespace {
 
-// Bytes ahead of the reader that are fetched, into the second cache: of 2, 4, 8 and 16 KiB, into either cache, this read
-// memory fastest (11 to 13 GB/s where plain loads read 12 to 13).
+// Bytes ahead of the reader that are fetched, into the second cache: of 2, 4, 8 and 16 KiB, into either cache, this
+// read memory fastest (11 to 13 GB/s where plain loads read 12 to 13).
 constexpr int64_t kPrefetchBytes = 16384;
 constexpr int kSecondCache = 2;
 
@@ -169,7 +169,8 @@ class Stream {
         for (int m = 0; m < RowCount; ++m) {
           const Ints starts = Isa::load_ints(x[m] + Chunk::kStarts + kOffset);
           // With one limb the sum starts there; with more it would be shifted.
-          Ints sum = dot_limbs<Isa, Limbs>(kBiased && Limbs == 1 ? starts : Isa::zero_ints(), even, odd, x[m] + kOffset);
+          Ints sum =
+              dot_limbs<Isa, Limbs>(kBiased && Limbs == 1 ? starts : Isa::zero_ints(), even, odd, x[m] + kOffset);
           if constexpr (kBiased && Limbs > 1) sum = Isa::add_ints(sum, starts);
           const Vector products = Isa::to_float(sum);
           const Vector x_scale = Isa::load(reinterpret_cast<const float*>(x[m] + Chunk::kScales + kOffset));

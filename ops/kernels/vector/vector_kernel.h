@@ -26,8 +26,8 @@ struct VectorKernel {
     switch (operands.precision) {
       case Precision::kFloat:
         // Three dot products take as long as the four multiply-adds that they replace, and decoding is faster.
-        return products_of<3, std::conditional_t<Isa::kFastDot, IntPanel<Isa, 3>, FloatPanel<Isa>>>(operands, tile, rows,
-                                                                                                   products);
+        return products_of<3, std::conditional_t<Isa::kFastDot, IntPanel<Isa, 3>, FloatPanel<Isa>>>(operands, tile,
+                                                                                                    rows, products);
       case Precision::kHalf:
         return products_of<2, IntPanel<Isa, 2>>(operands, tile, rows, products);
       case Precision::kInt8:
@@ -36,8 +36,8 @@ struct VectorKernel {
   }
 
   static constexpr Kernel make(const char* name, bool (*supported)()) {
-    return {name,   supported, packed_bytes, pack<Isa>, reads_packed, fp4_products,
-            PlainProducts<Isa>::multiply, finish,  combine, widen<Isa>, narrow<Isa>};
+    return {name,   supported, packed_bytes, pack<Isa>,  reads_packed, fp4_products, PlainProducts<Isa>::multiply,
+            finish, combine,   widen<Isa>,   narrow<Isa>};
   }
 
  private:

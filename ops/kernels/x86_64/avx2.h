@@ -120,9 +120,7 @@ struct Avx2 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
   // The float16 in the low (high) half of each lane.
-  static Vector low_half_to_float(Ints v) {
-    return high_half_to_float(_mm256_slli_epi32(v, 16));
-  }
+  static Vector low_half_to_float(Ints v) { return high_half_to_float(_mm256_slli_epi32(v, 16)); }
   static Vector high_half_to_float(Ints v) {
     const __m256i words = _mm256_srli_epi32(v, 16);
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);

@@ -1,0 +1,45 @@
+"""The benchmark runs and reports: on a block that takes milliseconds."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import bench.shapes
+from bench.shapes import Shape
+bench.shapes.SHAPES["tiny"] = Shape("tiny", 4, 2, 256, 128)
+from bench.moe import main
+main(shapes="tiny", tokens="1,9", threads="1", peers=sys.argv[2], output=Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="measures the machine with a C++ program")
+def test_benchmark(tmp_path: Path) -> None:
+    output = tmp_path / "page.md"
+    output.write_text("kept\n<!-- measured -->\nold\n")
+    command = [sys.executable, "-c", PROGRAM, str(output), "all"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    text = output.read_text()
+    assert text.startswith("kept\n<!-- measured -->\n## Measured on")
+    assert "old" not in text
+    for row in ("mxfp4, level 4", "QMoE int4/128, level 4", "Torch bfloat16", "share of the limit: mxfp4, level 0"):
+        assert f"| {row} |" in text
+    assert "**mxfp4, level 0 vs QMoE mxfp4**" in text
+    assert output.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_an_unknown_peer_is_an_error() -> None:
+    command = [sys.executable, "-m", "bench.moe", "--peers", "qmoe"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert result.returncode == 2
+    assert "'qmoe' is unknown: use all, or some of qmoe-fp4" in " ".join(result.stderr.split())
