@@ -52,8 +52,10 @@ def random_weights(shape: Shape, format: str, seed: int = 0) -> tuple[QuantizedW
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options of every session: its threads stop spinning when a run ends, or they would take the cores of the next."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 

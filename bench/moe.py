@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +43,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Markdown file to write its measured part of.")] = None,
 ) -> None:
     """Measures the plugin and its peers, interleaved in this process, and the machine's own limits."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     chosen_peers = _choose("--peers", peers, list(PEERS))
     token_counts = tuple(int(count) for count in tokens.split(","))
     results: list[Result] = []

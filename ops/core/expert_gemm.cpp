@@ -16,7 +16,7 @@ namespace {
 // cores busy to the end allows: long runs through the weights, and activations that are read once for many of them.
 constexpr int64_t kTilesPerCore = 4;
 constexpr int64_t kMaxTileColumns = 256;
-constexpr int64_t kFewRows = 4;           // of an expert: kernels stream the weights, and take a tile as a whole
+constexpr int64_t kFewRows = 6;           // of an expert: kernels stream the weights, and take a tile as a whole
 constexpr int64_t kProductFloats = 8192;  // of one product: 32 KiB, on the stack
 static_assert(kMaxRows * kMaxPanelRows <= kProductFloats && kFewRows * 2 * kMaxTileColumns <= kProductFloats);
 constexpr int64_t kRowBytes = 1024 * 1024;  // of activations that a tile's weights meet in the second cache
