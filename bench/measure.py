@@ -35,7 +35,8 @@ class Result:
     """Median seconds of a call by implementation, and how much of the machine's limit each reaches.
 
     share: of reading the experts that a call reaches at the speed of a plain loop, or of its operations at the rate
-    of multiply-adds (int8 dot products at level 4 and for int4), whichever takes longer.
+    of the level's instructions (multiply-adds; int8 dot products at level 4, two of them at level 2), whichever takes
+    longer.
     """
 
     shape: Shape
@@ -92,6 +93,12 @@ def _implementations(
     return [implementation for implementation in made if implementation is not None], left_out
 
 
+def _rate(implementation: Implementation, limits: Limits) -> float:
+    """Operations a second of the instructions that an accuracy level is about: two int8 products make a 16-bit one."""
+    bytes_per_value = {"level 4": 1, "level 2": 2}.get(implementation.name.rpartition(", ")[2])
+    return limits.dot / bytes_per_value if limits.dot and bytes_per_value else limits.fma
+
+
 def _measure_tokens(
     shape: Shape, threads: int, tokens: int, implementations: list[Implementation], machine: Machine
 ) -> Result:
@@ -113,8 +120,7 @@ def _measure_tokens(
     bytes_read = distinct_experts(calls)
     share = {}
     for implementation in implementations:
-        integers = limits.dot and ("level 4" in implementation.name)
-        arithmetic = shape.operations(tokens) / (limits.dot if integers else limits.fma)
+        arithmetic = shape.operations(tokens) / _rate(implementation, limits)
         reading = bytes_read * implementation.expert_bytes / limits.read
         share[implementation.name] = max(arithmetic, reading) / seconds[implementation.name]
     return Result(shape, threads, tokens, seconds, share)

@@ -149,7 +149,6 @@ def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[[torch.Tensor],
         own = own_forward(hidden_states)
         return tuple(values.get(name, result) for name, result in zip(match.output, own, strict=True))
 
-    assert module is not None
     return forward
 
 

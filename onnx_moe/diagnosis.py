@@ -81,8 +81,10 @@ def _look_at_library(diagnosis: Diagnosis) -> None:
     except OnnxMoeError as error:
         diagnosis.problems.append(str(error))
         return
-    native = {"x86_64": ("avx512", "avx2"), "AMD64": ("avx512", "avx2")}.get(platform.machine(), ("neon",))
-    for name in (*native, "reference"):
+    family = "avx" if platform.machine() in ("x86_64", "AMD64") else "neon"
+    for name in KERNEL_NEEDS:
+        if name != "reference" and not name.startswith(family):
+            continue
         if name not in available:
             diagnosis.kernels.append((name, f"not on this machine: needs {KERNEL_NEEDS[name]}"))
             continue

@@ -25,13 +25,13 @@ main(shapes="tiny", tokens="1,9", threads="1", peers=sys.argv[2], output=Path(sy
 @pytest.mark.skipif(shutil.which("c++") is None, reason="measures the machine with a C++ program")
 def test_benchmark(tmp_path: Path) -> None:
     output = tmp_path / "page.md"
-    output.write_text("kept\n<!-- measured -->\nold\n")
+    output.write_text("kept\n<!-- measured -->\nstale\n")
     command = [sys.executable, "-c", PROGRAM, str(output), "all"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     text = output.read_text()
     assert text.startswith("kept\n<!-- measured -->\n## Measured on")
-    assert "old" not in text
+    assert "stale" not in text
     for row in ("mxfp4, level 4", "QMoE int4/128, level 4", "Torch bfloat16", "share of the limit: mxfp4, level 0"):
         assert f"| {row} |" in text
     assert "**mxfp4, level 0 vs QMoE mxfp4**" in text

@@ -76,8 +76,7 @@ inline constexpr const char* kOldestRuntime = "1.24.4";
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
-enum LogLevel : int { kInfo = 1, kWarning = 2 };
-enum OpAttributeType : int { kAttributeInt = 1, kAttributeFloat = 3, kAttributeString = 5 };
+enum OpAttributeType : int { kAttributeInt = 1 };
 
 // ONNX's numbers of tensor element types, in the order of the C enum.
 enum TensorType : int { kAnyType = 0, kFloat = 1, kUint8 = 2, kInt32 = 6, kFloat16 = 10, kBFloat16 = 16 };
@@ -95,7 +94,6 @@ struct Function<Slot, Result(Arguments...)> {
 };
 
 inline constexpr Function<0, OrtStatus*(int, const char*)> CreateStatus{};
-inline constexpr Function<1, int(const OrtStatus*)> GetErrorCode{};
 inline constexpr Function<2, const char*(const OrtStatus*)> GetErrorMessage{};
 inline constexpr Function<26, OrtStatus*(const char*, OrtCustomOpDomain**)> CreateCustomOpDomain{};
 inline constexpr Function<27, OrtStatus*(OrtCustomOpDomain*, const OrtCustomOp*)> CustomOpDomain_Add{};
@@ -127,11 +125,6 @@ inline constexpr Function<99, void(OrtTensorTypeAndShapeInfo*)> ReleaseTensorTyp
 inline constexpr Function<230, OrtStatus*(const OrtKernelInfo*, size_t*)> KernelInfo_GetInputCount{};
 inline constexpr Function<234, OrtStatus*(const OrtKernelInfo*, size_t, OrtTypeInfo**)> KernelInfo_GetInputTypeInfo{};
 inline constexpr Function<244, OrtStatus*(const OrtKernelInfo*, char*, size_t*)> KernelInfo_GetNodeName{};
-inline constexpr Function<245, OrtStatus*(const OrtKernelInfo*, const OrtLogger**)> KernelInfo_GetLogger{};
-inline constexpr Function<247, OrtStatus*(const OrtLogger*, int, const char*, const char*, int, const char*)>
-    Logger_LogMessage{};
-inline constexpr Function<249, OrtStatus*(const OrtKernelInfo*, size_t, int*, const OrtValue**)>
-    KernelInfoGetConstantInput_tensor{};
 inline constexpr Function<267, OrtStatus*(const OrtShapeInferContext*, size_t*)> ShapeInferContext_GetInputCount{};
 inline constexpr Function<268, OrtStatus*(const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**)>
     ShapeInferContext_GetInputTypeShape{};

@@ -121,12 +121,6 @@ OrtAllocator* KernelInfo::allocator() const {
   return allocator;
 }
 
-void KernelInfo::log(LogLevel level, const std::string& message) const {
-  const OrtLogger* logger = nullptr;
-  check(api_, KernelInfo_GetLogger(api_, info_, &logger));
-  check(api_, Logger_LogMessage(api_, logger, level, message.c_str(), "onnx_moe", 0, "onnx_moe"));
-}
-
 std::optional<ConstTensor> KernelContext::input(size_t index) const {
   size_t count = 0;
   check(api_, KernelContext_GetInputCount(api_, context_, &count));

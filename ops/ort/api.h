@@ -76,7 +76,6 @@ class KernelInfo {
   std::optional<float> float_attribute(const std::string& name) const;
   std::optional<std::string> string_attribute(const std::string& name) const;
   OrtAllocator* allocator() const;
-  void log(LogLevel level, const std::string& message) const;
 
  private:
   const OrtApi* api_;
