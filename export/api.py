@@ -27,7 +27,7 @@ from onnx_moe.operators import EXPERT_GEMM, validate_attributes
 
 logger = logging.getLogger("onnx_moe")
 
-#: Version of ONNX's standard operators that exported models use: the exported test models ran from ONNX Runtime 1.24 on.
+#: Version of the standard operators that exported models use: the test models ran from ONNX Runtime 1.24 on.
 DEFAULT_OPSET = 21
 
 
