@@ -75,6 +75,7 @@ def export(
     block_size: int = 0,
     scale: str = "mse",
     accuracy_level: int = 0,
+    weight_layout: str = "rows",
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -91,7 +92,8 @@ def export(
     example_inputs: positional inputs that reach every MoE layer. None for a causal language model of transformers:
     it is exported as a decoder with inputs input_ids [B, S], attention_mask [B, P + S] and past_key_values.N.key /
     .value, outputs logits and present.N.key / .value, any batch and lengths, padded on the left or not.
-    format, block_size, scale: of the FP4 weights, as in `quantize`. accuracy_level: as in MoEExpertGemmFP4.
+    format, block_size, scale: of the FP4 weights, as in `quantize`. accuracy_level, weight_layout: as in
+    MoEExpertGemmFP4; "interleaved" is the layout for CPUs, with the gate rows first.
     dynamic_shapes, input_names, output_names, opset: as in torch.onnx.export.
     fold_shared_experts: append shared experts of the routed experts' shape to them, in FP4, so that they cost no
     products of their own; False leaves them in the module's precision.
@@ -103,9 +105,8 @@ def export(
     """
     path = Path(path)
     tell = progress or (lambda _line: None)
-    attributes = {"format": format, "block_size": block_size, "accuracy_level": accuracy_level}
-    validate_attributes(EXPERT_GEMM, attributes)
-    quantization = Quantization(format, block_size, scale, accuracy_level)
+    quantization = Quantization(format, block_size, scale, accuracy_level, weight_layout)
+    validate_attributes(EXPERT_GEMM, quantization.attributes())
     _check_module(module, path)
     prepare_folder(path)
     target = _target(module, example_inputs, dynamic_shapes, input_names, output_names)

@@ -16,21 +16,28 @@ from onnx_moe.export.layers import Projection
 from onnx_moe.export.patching import replace_data, replace_forward, replace_parameters
 from onnx_moe.export.routers import RouterMatch
 from onnx_moe.formats import get_format
+from onnx_moe.layout import CODE_BYTES, SCALES, interleave
 from onnx_moe.quantization import QuantizedWeights, dequantize, quantize
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """How experts become FP4: arguments of `quantize`, and the nodes' accuracy_level."""
+    """How experts become FP4: arguments of `quantize`, and the nodes' accuracy_level and weight_layout."""
 
     format: str
     block_size: int
     scale: str
     accuracy_level: int
+    weight_layout: str = "rows"
 
     def attributes(self) -> dict[str, Any]:
         """Attributes of MoEExpertGemmFP4 that say the same."""
-        return {"format": self.format, "block_size": self.block_size, "accuracy_level": self.accuracy_level}
+        return {
+            "format": self.format,
+            "block_size": self.block_size,
+            "accuracy_level": self.accuracy_level,
+            "weight_layout": self.weight_layout,
+        }
 
     def apply(self, matrix: torch.Tensor, what: str) -> QuantizedWeights:
         block = get_format(self.format).resolve_block_size(self.block_size)
@@ -75,6 +82,9 @@ def _quantize_parts(quantization: Quantization, parts: list[torch.Tensor], what:
         "weights": torch.cat([torch.from_numpy(part.weights) for part in quantized]),
         "scales": torch.cat([torch.from_numpy(part.scales) for part in quantized]),
     }
+    if quantization.weight_layout == "interleaved":
+        buffers["weights"] = interleave(buffers["weights"], CODE_BYTES)
+        buffers["scales"] = interleave(buffers["scales"], SCALES)
     if quantized[0].global_scale is not None:
         scales = [torch.from_numpy(part.global_scale) for part in quantized if part.global_scale is not None]
         buffers["global_scale"] = torch.cat(scales)
@@ -92,14 +102,31 @@ def _bias(projection: Projection) -> torch.Tensor | None:
     return None if projection.bias is None else projection.bias.detach().float()
 
 
+def _gate_first(rows: torch.Tensor) -> torch.Tensor:
+    """Weights [E, N, K] or bias [E, N] with the even rows, the gate's, before the odd ones."""
+    return torch.cat((rows[:, 0::2], rows[:, 1::2]), dim=1)
+
+
+def _activation(layer: MoELayer, quantization: Quantization) -> dict[str, Any]:
+    """Attributes of the first product for the rows as `_experts_buffers` orders them."""
+    activation = layer.experts.activation
+    if activation.get("gate_layout") == quantization.weight_layout == "interleaved":
+        return {**activation, "gate_layout": "concatenated"}
+    return activation
+
+
 def _experts_buffers(layer: MoELayer, quantization: Quantization) -> dict[str, torch.Tensor]:
     up, down = _routed_and_shared(layer)
+    moves_gate = layer.experts.activation.get("gate_layout") != _activation(layer, quantization).get("gate_layout")
     buffers = {}
     for name, parts, projection in (("up", up, layer.experts.up), ("down", down, layer.experts.down)):
         what = f"{layer.path or 'the module'}: {name} projection"
+        bias = _bias(projection)
+        if name == "up" and moves_gate:
+            parts = [_gate_first(part) for part in parts]
+            bias = None if bias is None else _gate_first(bias)
         for key, value in _quantize_parts(quantization, parts, what).items():
             buffers[f"{name}_{key}"] = value
-        bias = _bias(projection)
         if bias is not None:
             buffers[f"{name}_bias"] = bias
     return buffers
@@ -110,6 +137,7 @@ def _run_experts(layer: MoELayer, quantization: Quantization) -> Callable[..., t
     module, experts = layer.experts_module, layer.experts
     gemm = torch.ops.onnx_moe.expert_gemm_fp4
     options = quantization.attributes()
+    activation = _activation(layer, quantization)
 
     def product(
         name: str, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor | None, **more: Any
@@ -119,7 +147,7 @@ def _run_experts(layer: MoELayer, quantization: Quantization) -> Callable[..., t
 
     def forward(hidden_states: torch.Tensor, expert_ids: torch.Tensor, expert_weights: torch.Tensor) -> torch.Tensor:
         ids = expert_ids.to(torch.int32)
-        hidden = product("up", hidden_states, ids, None, **({} if experts.gate else experts.activation))
+        hidden = product("up", hidden_states, ids, None, **({} if experts.gate else activation))
         if experts.gate is not None:
             hidden = experts.gate(hidden)
         return product("down", hidden, ids, expert_weights.float())

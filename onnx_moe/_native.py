@@ -87,12 +87,14 @@ class ExpertGemmArgs(ctypes.Structure):
         ("beta", ctypes.c_float),
         ("limit", ctypes.c_float),
         ("accuracy_level", ctypes.c_int32),
+        ("weight_layout", ctypes.c_int32),
         ("y", ctypes.c_void_p),
     )
 
 
-#: onnx_moe_type, onnx_moe_format and onnx_moe_scale_rule.
+#: onnx_moe_type, onnx_moe_weight_layout, onnx_moe_format and onnx_moe_scale_rule.
 ELEMENT_TYPES = {"float": 1, "float16": 10, "bfloat16": 16}
+WEIGHT_LAYOUTS = {"rows": 0, "interleaved": 1}
 FORMAT_NUMBERS = {"mxfp4": 0, "nvfp4": 1, "fp4": 2}
 SCALE_RULES = {"mse": 0, "even": 1, "ceil": 2, "floor": 3, "rceil": 4}
 

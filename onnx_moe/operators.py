@@ -24,7 +24,7 @@ EXPERT_GEMM = "MoEExpertGemmFP4"
 BLOCK = "MoEBlockFP4"
 
 #: Attributes of MoEBlockFP4 that hold for both of its projections.
-SHARED_BLOCK_ATTRIBUTES = ("format", "block_size", "accuracy_level")
+SHARED_BLOCK_ATTRIBUTES = ("format", "block_size", "weight_layout", "accuracy_level")
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ class ExpertGemmAttributes:
 
     format: str
     block_size: int
+    weight_layout: str
     activation: str
     gated: int
     gate_layout: str
@@ -216,6 +217,11 @@ def _check_expert_gemm_combination(operator: str, attributes: Mapping[str, Any])
         raise InvalidAttributeError(
             f"{operator}: alpha={attributes['alpha']} has no effect with activation="
             f"{attributes['activation']!r}: use activation='silu' or leave alpha at 1."
+        )
+    if attributes["gate_layout"] == attributes["weight_layout"] == "interleaved":
+        raise InvalidAttributeError(
+            f"{operator}: weight_layout='interleaved' takes gate_layout='concatenated', not 'interleaved': put the "
+            "gate rows first."
         )
     if attributes["gated"]:
         return

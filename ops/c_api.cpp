@@ -53,6 +53,12 @@ BlockFormat block_format(int32_t format, int32_t block_size) {
   return make_block_format(static_cast<Format>(format), block_size);
 }
 
+WeightLayout weight_layout(int32_t layout) {
+  require(layout == ONNX_MOE_ROWS || layout == ONNX_MOE_INTERLEAVED, "weight layout ", layout,
+          " is unknown: use ONNX_MOE_ROWS or ONNX_MOE_INTERLEAVED");
+  return static_cast<WeightLayout>(layout);
+}
+
 Fp4Matrix fp4_matrix(const onnx_moe_fp4_matrix& matrix) {
   return {block_format(matrix.format, matrix.block_size),
           matrix.rows,
@@ -141,6 +147,7 @@ int onnx_moe_expert_gemm(const onnx_moe_expert_gemm_args* args) {
                                           args->limit};
     const onnx_moe::ExpertWeights weights{
         onnx_moe::block_format(args->format, args->block_size),
+        onnx_moe::weight_layout(args->weight_layout),
         args->num_experts,
         args->rows,
         args->columns,

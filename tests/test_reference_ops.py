@@ -20,9 +20,9 @@ ROUTER_SCHEMA = (
 )
 EXPERT_GEMM_SCHEMA = (
     "onnx_moe::expert_gemm_fp4(Tensor x, Tensor expert_ids, Tensor weights, Tensor scales, Tensor? global_scale, "
-    'Tensor? bias, Tensor? expert_weights, *, str format="mxfp4", int block_size=0, str activation="none", '
-    'int gated=0, str gate_layout="concatenated", float alpha=1., float beta=0., float limit=0., '
-    "int accuracy_level=0) -> Tensor"
+    'Tensor? bias, Tensor? expert_weights, *, str format="mxfp4", int block_size=0, str weight_layout="rows", '
+    'str activation="none", int gated=0, str gate_layout="concatenated", float alpha=1., float beta=0., '
+    "float limit=0., int accuracy_level=0) -> Tensor"
 )
 
 NUM_EXPERTS, ROWS, COLUMNS = 6, 10, 64

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_moe.formats import E2M1_VALUES, get_format
+from onnx_moe.layout import CODE_BYTES, GROUP_ROWS, SCALES
 from onnx_moe.operators import ExpertGemmAttributes
 from onnx_moe.portable.builder import BodyBuilder
 from onnx_moe.portable.elementary import sigmoid, to_float
@@ -74,6 +75,8 @@ def _checked_index(op: BodyBuilder, expert: ir.Value, weights: ir.Value) -> ir.V
 
 def _decode(op: BodyBuilder, codes: ir.Value, scales: ir.Value, options: ExpertGemmAttributes) -> ir.Value:
     """One expert's weights [N, K] from bytes [N, K/2] and scales [N, K/block]."""
+    if options.weight_layout == "interleaved":
+        codes, scales = _deinterleave(op, codes, CODE_BYTES), _deinterleave(op, scales, SCALES)
     values = op.Gather(_BYTE_VALUES, op.Cast(codes, to=ir.DataType.INT32))
     blocks = op.Reshape(values, [0, -1, options.block_size])
     scale_values = get_format(options.format).scale_values
@@ -83,6 +86,13 @@ def _decode(op: BodyBuilder, codes: ir.Value, scales: ir.Value, options: ExpertG
         table = np.array(scale_values, np.float32)
         block_scales = op.Gather(table, op.Cast(scales, to=ir.DataType.INT32))
     return op.Reshape(op.Mul(blocks, op.Unsqueeze(block_scales, [-1])), [0, -1])
+
+
+def _deinterleave(op: BodyBuilder, array: ir.Value, together: int) -> ir.Value:
+    """`layout.deinterleave` of one expert's codes or scales [N, C]."""
+    size = op.Shape(array, start=-1)
+    groups = op.Reshape(array, op.Concat([-1], op.Div(size, [together]), [GROUP_ROWS, together], axis=0))
+    return op.Reshape(op.Transpose(groups, perm=[0, 2, 1, 3]), op.Concat([-1], size, axis=0))
 
 
 def _row_scales(op: BodyBuilder, factors: ir.Value, num_rows: ir.Value, options: ExpertGemmAttributes) -> ir.Value:

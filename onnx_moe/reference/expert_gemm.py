@@ -8,6 +8,7 @@ import torch
 
 from onnx_moe.errors import InvalidInputError
 from onnx_moe.formats import get_format
+from onnx_moe.layout import CODE_BYTES, SCALES, check_interleaved, deinterleave
 from onnx_moe.operators import EXPERT_GEMM, ExpertGemmAttributes, expert_gemm_attributes
 from onnx_moe.reference.decode import check_weights, decode_weights
 
@@ -42,8 +43,8 @@ def expert_gemm(
     y = slots.new_empty(slots.shape[0], output_rows(weights, options))
     for expert in torch.unique(slot_experts).tolist():
         chosen = slot_experts == expert
-        weight = decode_weights(weights[expert], scales[expert], options.format, options.block_size, compute_dtype)
-        products = slots[chosen] @ weight.T
+        matrix = decode_matrix(weights[expert], scales[expert], options, compute_dtype)
+        products = slots[chosen] @ matrix.T
         if global_scale is not None:
             products = products * row_scales(global_scale[expert].to(compute_dtype), options, weights.shape[1])
         if bias is not None:
@@ -54,6 +55,15 @@ def expert_gemm(
     if expert_weights is not None:
         y = combine(y, expert_weights.to(compute_dtype))
     return y if compute_dtype == torch.float64 else y.to(x.dtype)
+
+
+def decode_matrix(
+    weights: torch.Tensor, scales: torch.Tensor, options: ExpertGemmAttributes, dtype: torch.dtype
+) -> torch.Tensor:
+    """One expert's weights [N, K], from either layout."""
+    if options.weight_layout == "interleaved":
+        weights, scales = deinterleave(weights, CODE_BYTES), deinterleave(scales, SCALES)
+    return decode_weights(weights, scales, options.format, options.block_size, dtype)
 
 
 def row_scales(global_scale: torch.Tensor, options: ExpertGemmAttributes, rows: int) -> torch.Tensor:
@@ -136,6 +146,8 @@ def check_expert_gemm_inputs(
     num_experts, rows, columns = weights.shape[0], weights.shape[1], 2 * weights.shape[2]
     if options.gated and rows % 2:
         raise InvalidInputError(f"{EXPERT_GEMM}: N={rows} is odd, but gated=1 takes pairs of gate and up rows.")
+    if options.weight_layout == "interleaved":
+        check_interleaved(rows, bool(options.gated))
     if expert_ids.ndim == 0 or expert_ids.dtype not in (torch.int32, torch.int64):
         raise InvalidInputError(
             f"{EXPERT_GEMM}: expert_ids is a {expert_ids.dtype} of shape {list(expert_ids.shape)}: pass int32 [..., k]."

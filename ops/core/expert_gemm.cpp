@@ -168,10 +168,19 @@ void multiply_part(const Work& work, const Fp4Tile& part, int64_t first, const R
   write_rows(work, epilogue, first, rows);
 }
 
-// A few rows take the tile as a whole; more rows take it panel by panel, so that a panel is decoded once for all.
+// Columns of a band whose products with `rows` rows are computed at once. A few rows take the tile as a whole; more
+// rows take it panel by panel, so that a panel is decoded once for all, or, interleaved, as many columns as there is
+// room for products: the more there are, the longer a row's activations stay in the first cache.
+int64_t columns_at_once(const Call& call, int64_t rows) {
+  if (rows <= kFewRows) return kMaxTileColumns;
+  const int64_t panel = kMaxPanelRows / call.bands();
+  if (call.operands.layout == WeightLayout::kRows) return panel;
+  return std::min(kProductFloats / (rows * kMaxPanelRows) * panel, kMaxTileColumns);
+}
+
 void multiply_rows(const Work& work, const RowSet& rows) {
   const Fp4Tile& tile = work.tile;
-  const int64_t panel = rows.count <= kFewRows ? kMaxTileColumns : kMaxPanelRows / tile.bands;
+  const int64_t panel = columns_at_once(work.call, rows.count);
   for (int64_t first = 0; first < tile.columns; first += panel) {
     Fp4Tile part = part_of(tile, first, panel);
     Fp4Tile next;
@@ -258,9 +267,9 @@ struct Activations {
   bool needs_values = false;
   bool needs_packed = false;
 
-  Activations(const Kernel& kernel, const ExpertGroups& groups, Precision precision) {
+  Activations(const Kernel& kernel, const ExpertGroups& groups, const Operands& operands) {
     for (int64_t i = 0; i < groups.active_count(); ++i) {
-      const bool reads_packed = kernel.reads_packed(precision, groups.rows(i));
+      const bool reads_packed = kernel.reads_packed(operands, groups.rows(i));
       needs_packed |= reads_packed;
       needs_values |= !reads_packed;
     }
@@ -288,6 +297,15 @@ Precision precision_of(int64_t accuracy_level) {
   return accuracy_level >= 4 ? Precision::kInt8 : accuracy_level >= 2 ? Precision::kHalf : Precision::kFloat;
 }
 
+void validate(WeightLayout layout, int64_t rows, const Activation& activation) {
+  if (layout == WeightLayout::kRows) return;
+  const int64_t multiple = kGroupRows * (activation.gated ? 2 : 1);
+  require(!activation.interleaved, "weight_layout interleaved takes gate_layout concatenated, not interleaved: put ",
+          "the gate rows first");
+  require(rows % multiple == 0, "weights have ", rows, " rows (N), but weight_layout interleaved takes a multiple of ",
+          multiple, ": use weight_layout rows");
+}
+
 void validate(const ExpertWeights& weights, const Activation& activation) {
   const int64_t block = weights.format.block_size;
   require(weights.num_experts > 0 && weights.rows > 0 && weights.columns > 0, "weights hold ", weights.num_experts,
@@ -295,6 +313,7 @@ void validate(const ExpertWeights& weights, const Activation& activation) {
   require(weights.columns % block == 0, "weights have ", weights.columns,
           " columns (K), which is no multiple of the block of ", block, ": pad K with zeros");
   validate(activation, weights.rows);
+  validate(weights.layout, weights.rows, activation);
   require(weights.global_scales == 1 || activation.gated,
           "global_scale has two columns (gate, up), but gated is 0: use one scale an expert");
 }
@@ -303,9 +322,9 @@ void expert_gemm(const Kernel& kernel, const Activation& activation, const Exper
                  const ExpertGemmInput& input, const ExpertGroups& groups, Host& host) {
   const int64_t assignments = input.tokens * input.slots;
   if (assignments == 0) return;
-  const Operands operands{weights.format, input.precision, weights.columns};
+  const Operands operands{weights.format, weights.layout, input.precision, weights.columns};
   const int64_t rows = input.x_per_slot ? assignments : input.tokens;
-  const Activations forms(kernel, groups, input.precision);
+  const Activations forms(kernel, groups, operands);
   const bool is_float = input.type == ElementType::kFloat;
   const int64_t packed_bytes = kernel.packed_bytes(operands);
   const Scratch<float> widened(host, is_float ? 0 : rows * operands.depth);

@@ -15,6 +15,7 @@ namespace onnx_moe {
 // The experts' projection. Sizes as in the operator: E = num_experts, N = rows, K = columns.
 struct ExpertWeights {
   BlockFormat format;
+  WeightLayout layout;
   int64_t num_experts;
   int64_t rows;
   int64_t columns;
@@ -48,6 +49,9 @@ void expert_gemm(const Kernel& kernel, const Activation& activation, const Exper
 
 // The precision that an accuracy_level of the operators allows.
 Precision precision_of(int64_t accuracy_level);
+
+// Throws an Error unless N = `rows` rows can lie in the layout.
+void validate(WeightLayout layout, int64_t rows, const Activation& activation);
 
 // Throws an Error unless sizes, format and activation fit together.
 void validate(const ExpertWeights& weights, const Activation& activation);

@@ -23,6 +23,12 @@ struct BlockFormat {
   int64_t blocks(int64_t columns) const { return columns / block_size; }
 };
 
+// How the weights of a matrix [N, K] lie. kRows: row by row. kInterleaved: in groups of kGroupRows rows, whose codes
+// lie as [K / 8, kGroupRows, 4 bytes] and whose scales as [K / block, kGroupRows], so that a vector that a kernel loads
+// holds the same columns of successive rows, and that reading a group is reading one run of memory.
+enum class WeightLayout : int32_t { kRows = 0, kInterleaved = 1 };
+inline constexpr int64_t kGroupRows = 16;
+
 // The block format that `block_size` (0: the format's own) asks for; an Error names what is legal.
 BlockFormat make_block_format(Format format, int64_t block_size);
 const char* format_name(Format format);

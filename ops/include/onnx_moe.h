@@ -56,6 +56,10 @@ typedef enum onnx_moe_scale_rule {
   ONNX_MOE_SCALE_RCEIL = 4
 } onnx_moe_scale_rule;
 
+/* How codes and scales of a matrix lie: row by row, or in groups of 16 rows, the codes as [columns / 8, 16, 4 bytes],
+ * the scales as [columns / block_size, 16]. */
+typedef enum onnx_moe_weight_layout { ONNX_MOE_ROWS = 0, ONNX_MOE_INTERLEAVED = 1 } onnx_moe_weight_layout;
+
 /* ---- the codec ---------------------------------------------------------------------------------------------- */
 
 /* A matrix of `rows` rows of `columns` weights in FP4. scales: uint8 (mxfp4, nvfp4) or float16 (fp4). */
@@ -139,6 +143,7 @@ typedef struct onnx_moe_expert_gemm_args {
   float beta;
   float limit;
   int32_t accuracy_level; /* 0 to 4, as in MoEExpertGemmFP4 */
+  int32_t weight_layout;  /* an onnx_moe_weight_layout */
   void* y;                /* [tokens, slots, N'] or [tokens, N'] */
 } onnx_moe_expert_gemm_args;
 

@@ -35,9 +35,11 @@ inline constexpr int64_t kMaxPanelRows = 32;
 // What every tile of a call has in common: the form of the weights, that of the activations, and their depth.
 struct Operands {
   BlockFormat format;
+  WeightLayout layout;
   Precision precision;
   int64_t depth;  // K
 
+  // Of one weight row; rows of the interleaved layout have these bytes on average.
   int64_t row_bytes() const { return depth / 2; }
   int64_t scale_row_bytes() const { return format.blocks(depth) * format.scale_bytes(); }
 };
@@ -48,10 +50,10 @@ struct WeightBand {
   int64_t step;
 };
 
-// `columns` output columns of one expert: y = W · x, block scales included.
+// `columns` output columns of one expert: y = W · x, block scales included. Of interleaved weights: whole groups.
 struct Fp4Tile {
-  const uint8_t* codes;   // of the expert: [N, K / 2]
-  const uint8_t* scales;  // of the expert: [N, K / block]
+  const uint8_t* codes;   // of the expert: [N, K / 2], in the layout of the operands
+  const uint8_t* scales;  // of the expert: [N, K / block], likewise
   int64_t columns;        // of each band
   int bands;              // 2 when gated
   WeightBand band[2];
@@ -86,7 +88,7 @@ struct Kernel {
   int64_t (*packed_bytes)(const Operands& operands);
   void (*pack)(const Operands& operands, const float* row, uint8_t* packed);
   // Whether fp4_products reads `packed` for this many rows, or `values`.
-  bool (*reads_packed)(Precision precision, int64_t rows);
+  bool (*reads_packed)(const Operands& operands, int64_t rows);
   void (*fp4_products)(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products);
   void (*plain_products)(const PlainTile& tile, const float* const* rows, int64_t count, const Products& products);
   // Row r of the result goes to y[r].

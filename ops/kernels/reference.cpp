@@ -11,22 +11,36 @@ namespace {
 bool supported() { return true; }
 
 // Activations are multiplied as they are, whatever the precision asked for.
-bool reads_packed(Precision, int64_t) { return false; }
+bool reads_packed(const Operands&, int64_t) { return false; }
 int64_t packed_bytes(const Operands&) { return 0; }
 void pack(const Operands&, const float*, uint8_t*) {}
+
+// Where the code of a column of a weight row lies, counted in codes, and where the scale of a block.
+int64_t code_index(const Operands& operands, int64_t row, int64_t column) {
+  if (operands.layout == WeightLayout::kRows) return row * operands.depth + column;
+  const int64_t lane = row % kGroupRows;
+  return (row - lane) * operands.depth + (column / 8 * kGroupRows + lane) * 8 + column % 8;
+}
+
+int64_t scale_index(const Operands& operands, int64_t row, int64_t block) {
+  const int64_t blocks = operands.format.blocks(operands.depth);
+  if (operands.layout == WeightLayout::kRows) return row * blocks + block;
+  const int64_t lane = row % kGroupRows;
+  return (row - lane) * blocks + block * kGroupRows + lane;
+}
 
 double dot_fp4(const Operands& operands, const Fp4Tile& tile, int64_t weight_row, const float* row) {
   const int64_t block_size = operands.format.block_size;
   const int64_t blocks = operands.format.blocks(operands.depth);
-  const uint8_t* codes = tile.codes + weight_row * operands.row_bytes();
   double sum = 0.0;
   for (int64_t block = 0; block < blocks; ++block) {
     double block_sum = 0.0;
     for (int64_t i = block * block_size; i < (block + 1) * block_size; ++i) {
-      block_sum += static_cast<double>(load_code(codes, i)) * static_cast<double>(row[i]);
+      block_sum +=
+          static_cast<double>(load_code(tile.codes, code_index(operands, weight_row, i))) * static_cast<double>(row[i]);
     }
-    sum +=
-        block_sum * static_cast<double>(load_scale(operands.format.format, tile.scales, weight_row * blocks + block));
+    const int64_t scale = scale_index(operands, weight_row, block);
+    sum += block_sum * static_cast<double>(load_scale(operands.format.format, tile.scales, scale));
   }
   return sum;
 }

@@ -50,12 +50,16 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
     : OperatorKernel(api, info, definition, type),
       router_(read_router_attributes(attributes)),
       format_(read_format(attributes)),
+      layout_(read_weight_layout(attributes)),
       activation_(read_activation(attributes)),
       precision_(read_precision(attributes)) {
   for (const ProjectionInputs& inputs : {kGateUp, kDown}) check_scale_type(info, inputs, format_);
   const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
   if (sizes.routed_experts != kUnknown) validate(router_, sizes.routed_experts);
-  validate(activation_, sizes.gate_up.rows == kUnknown ? 2 : sizes.gate_up.rows);
+  const int64_t rows = sizes.gate_up.rows == kUnknown ? 2 * kGroupRows : sizes.gate_up.rows;
+  validate(activation_, rows);
+  validate(layout_, rows, activation_);
+  validate(layout_, sizes.down.rows == kUnknown ? kGroupRows : sizes.down.rows, Activation{});
 }
 
 void BlockOperator::compute(ort::KernelContext& context) {
@@ -73,8 +77,8 @@ void BlockOperator::compute(ort::KernelContext& context) {
   gate_up.put_shapes(kGateUp, shapes);
   down.put_shapes(kDown, shapes);
   const Sizes sizes = check_shapes(shapes, format_);
-  const MoeBlock block{router_, activation_, precision_, gate_up.as_weights(format_, sizes.gate_up),
-                       down.as_weights(format_, sizes.down)};
+  const MoeBlock block{router_, activation_, precision_, gate_up.as_weights(format_, layout_, sizes.gate_up),
+                       down.as_weights(format_, layout_, sizes.down)};
   validate(block, sizes.routed_experts);
 
   Dimensions dimensions = hidden.dimensions();

@@ -20,6 +20,7 @@ class BlockOperator final : public OperatorKernel {
 
   RouterAttributes router_;
   BlockFormat format_;
+  WeightLayout layout_;
   Activation activation_;
   Precision precision_;
 };

@@ -52,12 +52,14 @@ ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo&
                                        const OperatorDefinition& definition, int type, const Attributes& attributes)
     : OperatorKernel(api, info, definition, type),
       format_(read_format(attributes)),
+      layout_(read_weight_layout(attributes)),
       activation_(read_activation(attributes)),
       precision_(read_precision(attributes)) {
   check_scale_type(info, kProjection, format_);
   const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
-  const int64_t rows = sizes.rows == kUnknown ? 2 : sizes.rows;
+  const int64_t rows = sizes.rows == kUnknown ? 2 * kGroupRows : sizes.rows;
   validate(activation_, rows);
+  validate(layout_, rows, activation_);
   require(sizes.global_scales == 1 || activation_.gated,
           "input global_scale is [E, 2] (gate, up), but gated is 0: use one scale an expert");
 }
@@ -73,7 +75,7 @@ void ExpertGemmOperator::compute(ort::KernelContext& context) {
   shapes[kExpertWeights] = dimensions_of(expert_weights);
   projection.put_shapes(kProjection, shapes);
   const Sizes sizes = check_shapes(shapes, format_);
-  const ExpertWeights weights = projection.as_weights(format_, sizes);
+  const ExpertWeights weights = projection.as_weights(format_, layout_, sizes);
   validate(weights, activation_);
 
   Dimensions dimensions = ids.dimensions();

@@ -18,6 +18,7 @@ class ExpertGemmOperator final : public OperatorKernel {
   void compute(ort::KernelContext& context) override;
 
   BlockFormat format_;
+  WeightLayout layout_;
   Activation activation_;
   Precision precision_;
 };

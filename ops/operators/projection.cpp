@@ -32,6 +32,10 @@ Activation read_activation(const Attributes& attributes) {
           attributes.number("limit")};
 }
 
+WeightLayout read_weight_layout(const Attributes& attributes) {
+  return attributes.text("weight_layout") == "interleaved" ? WeightLayout::kInterleaved : WeightLayout::kRows;
+}
+
 Precision read_precision(const Attributes& attributes) { return precision_of(attributes.integer("accuracy_level")); }
 
 ProjectionSizes check_projection(const InputShapes& shapes, const ProjectionInputs& inputs, const BlockFormat& format) {
@@ -84,8 +88,10 @@ void ProjectionTensors::put_shapes(const ProjectionInputs& inputs, InputShapes& 
   shapes[inputs.bias()] = dimensions_of(bias);
 }
 
-ExpertWeights ProjectionTensors::as_weights(const BlockFormat& format, const ProjectionSizes& sizes) const {
+ExpertWeights ProjectionTensors::as_weights(const BlockFormat& format, WeightLayout layout,
+                                            const ProjectionSizes& sizes) const {
   return {format,
+          layout,
           sizes.num_experts,
           sizes.rows,
           sizes.columns,

@@ -28,6 +28,7 @@ struct ProjectionInputs {
 };
 
 BlockFormat read_format(const Attributes& attributes);
+WeightLayout read_weight_layout(const Attributes& attributes);
 Activation read_activation(const Attributes& attributes);
 Precision read_precision(const Attributes& attributes);
 
@@ -48,7 +49,7 @@ struct ProjectionTensors {
 
   ProjectionTensors(const ort::KernelContext& context, const ProjectionInputs& inputs);
   void put_shapes(const ProjectionInputs& inputs, InputShapes& shapes) const;
-  ExpertWeights as_weights(const BlockFormat& format, const ProjectionSizes& sizes) const;
+  ExpertWeights as_weights(const BlockFormat& format, WeightLayout layout, const ProjectionSizes& sizes) const;
 };
 
 }  // namespace onnx_moe

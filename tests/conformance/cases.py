@@ -36,6 +36,7 @@ class GemmCase:
     weights: str = "random"
     all_inputs: bool = False
     accuracy_level: int = 0
+    weight_layout: str = "rows"
 
     @property
     def columns(self) -> int:
@@ -66,6 +67,8 @@ class GemmCase:
                 attributes[name] = getattr(self, name)
         if self.accuracy_level:
             attributes["accuracy_level"] = self.accuracy_level
+        if self.weight_layout != "rows":
+            attributes["weight_layout"] = self.weight_layout
         return attributes
 
 
@@ -198,6 +201,7 @@ _GEMM_SETTINGS: dict[str, Sequence[Any]] = {
     "combine": [False, True],
     "all_inputs": [False, True],
     "accuracy_level": [0, 2, 4],
+    "weight_layout": ["rows", "interleaved"],
 }
 
 
@@ -210,6 +214,9 @@ def _gemm_case(settings: Mapping[str, Any]) -> GemmCase:
         case = replace(case, rows=case.rows + 1)
     if not case.gated and case.global_scale == "halves":
         case = replace(case, global_scale="expert")
+    if case.weight_layout == "interleaved":
+        multiple = 32 if case.gated else 16
+        case = replace(case, rows=-(-case.rows // multiple) * multiple, interleaved=False)
     if case.format == "fp4" and case.block_size != 32:
         case = replace(case, blocks=min(case.blocks, 2))
     return case
@@ -248,6 +255,30 @@ _LARGE_GEMM_CASES = [
         for level in (0, 1, 2, 3, 4)
         for format, blocks in (("mxfp4", 37), ("nvfp4", 67), ("fp4", 9))
         for rows, tokens in ((70, 3), (34, 9), (300, 300))
+    ),
+    # Few rows and many of an expert, tiles that end within a panel, blocks that end within a unit.
+    *(
+        GemmCase(
+            rows=rows,
+            blocks=blocks,
+            tokens=(tokens,),
+            slots=1,
+            num_experts=2,
+            format=format,
+            gated=gated,
+            activation="silu" if gated else "none",
+            accuracy_level=level,
+            weight_layout="interleaved",
+        )
+        for level in (0, 2, 4)
+        for format, blocks in (("mxfp4", 37), ("nvfp4", 67), ("fp4", 9))
+        for rows, tokens, gated in ((80, 3, False), (352, 19, True), (48, 40, False), (544, 300, True))
+    ),
+    *(
+        GemmCase(weights=kind, format=format, weight_layout="interleaved", rows=48, tokens=(tokens,), num_experts=2)
+        for format, kinds in SPECIAL_WEIGHTS.items()
+        for kind in kinds
+        for tokens in (7, 60)
     ),
 ]
 

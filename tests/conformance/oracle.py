@@ -41,6 +41,16 @@ def decode_weights(weights: Array, scales: Array, format: str, block_size: int) 
     return codes * np.repeat(scales.view(scale_type).astype(np.float64), block_size, axis=-1)
 
 
+def rows_of_groups(array: Array, together: int) -> Array:
+    """The rows [N, C] of an array that holds them in groups of 16, `together` elements of each row in turn."""
+    rows = np.empty_like(array)
+    for first in range(0, len(array), 16):
+        pieces = array[first : first + 16].reshape(-1, together)
+        for row in range(16):
+            rows[first + row] = pieces[row::16].reshape(-1)
+    return rows
+
+
 def expected_gemm(case: GemmCase, inputs: GemmInputs) -> Expected:
     """The output [..., k, N'], or combined [..., N']."""
     x = inputs.x.astype(np.float64)
@@ -54,7 +64,10 @@ def expected_gemm(case: GemmCase, inputs: GemmInputs) -> Expected:
     half_step = _half_step(case, x)
     for expert in np.unique(expert_of_slot):
         slots = expert_of_slot == expert
-        weight = decode_weights(inputs.weights[expert], inputs.scales[expert], case.format, case.resolved_block_size)
+        codes, scales = inputs.weights[expert], inputs.scales[expert]
+        if case.weight_layout == "interleaved":
+            codes, scales = rows_of_groups(codes, 4), rows_of_groups(scales, 1)
+        weight = decode_weights(codes, scales, case.format, case.resolved_block_size)
         factor = _row_factors(case, inputs.global_scale, expert)
         bias = 0 if inputs.bias is None else inputs.bias[expert].astype(np.float64)
         products[slots] = x[slots] @ weight.T * factor + bias

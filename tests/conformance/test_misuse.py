@@ -49,6 +49,11 @@ MISUSES = {
     "gated not 0 or 1": gemm("gated", "2", "1", gated=2),
     "gate_layout unknown": gemm("gate_layout", "stacked", "interleaved", gate_layout="stacked", gated=1),
     "gate_layout without gated": gemm("gate_layout", "interleaved", "gated", gate_layout="interleaved"),
+    "weight_layout unknown": gemm("weight_layout", "columns", "interleaved", weight_layout="columns"),
+    "interleaved weights with interleaved gate": gemm(
+        "weight_layout", "gate_layout", "concatenated", weight_layout="interleaved", gate_layout="interleaved", gated=1
+    ),
+    "interleaved weights of odd groups": gemm("34", "16", "weight_layout", weight_layout="interleaved"),
     "alpha without silu": gemm("alpha", "1.5", "silu", alpha=1.5, activation="gelu"),
     "beta without gated": gemm("beta", "0.5", "gated", beta=0.5),
     "limit without gated": gemm("limit", "7", "gated", limit=7.0),

@@ -56,6 +56,7 @@ class Skips(torch.nn.Module):
         (layer(), (X,), {"accuracy_level": 9}, r"accuracy_level=9 must be at most 4"),
         (layer(), (X,), {"block_size": 64}, r"block_size=64"),
         (layer(), (X,), {"scale": "best"}, r"experts: up projection: scale='best' is unknown"),
+        (layer(), (X,), {"weight_layout": "columns"}, r"weight_layout='columns' is unknown: use one of 'rows'"),
         (layer(intermediate_size=48), (X,), {}, r"experts: down projection has K=48.*block of 32.*nvfp4: 16"),
         (with_a_nan(), (X,), {}, r"up projection: matrix \[1\] of the weights: weights hold nan at row 2, column 3"),
         (layer().to("meta"), (X.to("meta"),), {}, r"is on the meta device: load the module's weights"),

@@ -26,10 +26,13 @@ def _first(output: Any) -> torch.Tensor:
     return tensor
 
 
-def _export_and_compare(module: torch.nn.Module, dtype: torch.dtype, path: Path, **options: Any) -> ir.Model:
+def _export_and_compare(
+    module: torch.nn.Module, dtype: torch.dtype, path: Path, weight_layout: str = "rows", **options: Any
+) -> ir.Model:
     """Exports from one size and compares at others, the empty batch among them."""
     example = torch.randn(2, 3, 64, dtype=dtype)
-    onnx_moe.export(module, (example,), path, dynamic_shapes=({0: "batch", 1: "sequence"},), **options)
+    dynamic_shapes = ({0: "batch", 1: "sequence"},)
+    onnx_moe.export(module, (example,), path, dynamic_shapes=dynamic_shapes, weight_layout=weight_layout, **options)
     session = onnx_moe.InferenceSession(path)
     (name,) = (value.name for value in session.get_inputs())
     with with_fp4_weights(module, (example,), **options), torch.no_grad():
@@ -77,6 +80,18 @@ def test_formats(options: dict[str, Any], tmp_path: Path) -> None:
     model = _export_and_compare(moe_block(make_model("deepseek_v3")), torch.float32, tmp_path / "block.onnx", **options)
     gemm = next(node for node in model.graph if node.op_type == "MoEExpertGemmFP4")
     assert gemm.attributes.get_string("format", "mxfp4") == options.get("format", "mxfp4")
+
+
+@pytest.mark.parametrize("format", ["mxfp4", "nvfp4"])
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "gpt_oss"])
+def test_interleaved_weights(model_type: str, format: str, tmp_path: Path) -> None:
+    """gpt-oss interleaves the gate rows, too, and has biases: the gate rows come first then."""
+    torch.manual_seed(5)
+    block = moe_block(make_model(model_type))
+    path = tmp_path / "block.onnx"
+    model = _export_and_compare(block, torch.float32, path, weight_layout="interleaved", format=format)
+    gemms = [node for node in model.graph if node.op_type == "MoEExpertGemmFP4"]
+    assert [gemm.attributes.get_string("weight_layout") for gemm in gemms] == ["interleaved"] * 2
 
 
 def test_large_weights_lie_aligned_in_a_file_of_their_own(tmp_path: Path) -> None:

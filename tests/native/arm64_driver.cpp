@@ -30,7 +30,7 @@ int main(int argc, char** argv) {
   std::ofstream output(argv[2], std::ios::binary);
   std::printf("kernel %s\n", onnx_moe_current_kernel());
   while (cases.peek() != std::ifstream::traits_type::eof()) {
-    int32_t numbers[13];
+    int32_t numbers[14];
     for (int32_t& number : numbers) number = read<int32_t>(cases);
     std::vector<char> buffers[8];
     for (auto& buffer : buffers) buffer = read_buffer(cases);
@@ -50,6 +50,7 @@ int main(int argc, char** argv) {
     args.activation = !numbers[11] ? "none" : args.gated ? "silu" : "gelu_tanh";
     args.alpha = 1.0f;
     args.accuracy_level = numbers[12];
+    args.weight_layout = numbers[13];
     args.x = buffers[0].data();
     args.expert_ids = reinterpret_cast<const int32_t*>(buffers[1].data());
     args.weights = reinterpret_cast<const uint8_t*>(buffers[2].data());

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
+from onnx_moe.layout import CODE_BYTES, GROUP_ROWS, SCALES, interleave
 
 Array = NDArray[Any]
 
@@ -33,6 +35,12 @@ class Product:
     @property
     def weights(self) -> NDArray[np.uint8]:
         return np.ascontiguousarray(self.codes[:, 0::2] | self.codes[:, 1::2] << 4)
+
+    def interleaved(self) -> Product:
+        """The same with rows of zeros up to whole groups of 16 rows, and the groups interleaved."""
+        missing = -len(self.codes) % GROUP_ROWS
+        codes, scales = (np.pad(array, ((0, missing), (0, 0))) for array in (self.codes, self.scales))
+        return replace(self, codes=interleave(codes, 2 * CODE_BYTES), scales=interleave(scales, SCALES))
 
 
 def products(format: str, row_blocks: int, rows_of_x: int) -> Iterator[Product]:

@@ -64,6 +64,7 @@ class Case:
     slots: int = 2
     experts: int = 3
     level: int = 0
+    layout: str = "rows"
 
 
 def random_floats(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
@@ -118,6 +119,7 @@ def gemm(case: Case, side: str | None) -> bytes:
         interleaved=case.interleaved,
         alpha=1.0,
         accuracy_level=case.level,
+        weight_layout=_native.WEIGHT_LAYOUTS[case.layout],
         **pointers,
     )
     _native.check(_native.library().onnx_moe_expert_gemm(ctypes.byref(arguments)))
@@ -183,6 +185,12 @@ def gemm_cases() -> list[Case]:
                 per_slot=per_slot,
             )
         )
+    cases += [
+        replace(case, rows=rows, layout="interleaved")
+        for case in cases
+        if not case.interleaved
+        for rows in ((32, 96) if case.gated else (16, 80))
+    ]
     return [*cases, *(replace(case, level=level) for level in (2, 4) for case in cases)]
 
 

@@ -86,6 +86,7 @@ def _pack(case: Case, arrays: dict[str, Array], activation: bool) -> bytes:
         case.interleaved,
         activation,
         case.level,
+        _native.WEIGHT_LAYOUTS[case.layout],
     )
     packed = np.array(numbers, np.int32).tobytes()
     for name, array in arrays.items():

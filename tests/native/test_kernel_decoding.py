@@ -13,9 +13,12 @@ from onnx_moe import _native
 from .decoding import BLOCKS, ROW_BLOCKS, ROWS_OF_X, Product, products
 
 
-def multiply(product: Product) -> NDArray[np.float32]:
+def multiply(product: Product, layout: str) -> NDArray[np.float32]:
+    """y of the rows that `product.expected` has."""
+    if layout == "interleaved":
+        product = product.interleaved()
     weights, ids = product.weights, np.zeros(len(product.x), np.int32)
-    y = np.full(product.expected.shape, 12345, np.float32)
+    y = np.full((len(product.x), len(product.codes)), 12345, np.float32)
     arguments = _native.ExpertGemmArgs(
         type=_native.ELEMENT_TYPES["float"],
         tokens=len(product.x),
@@ -31,17 +34,19 @@ def multiply(product: Product) -> NDArray[np.float32]:
         block_size=BLOCKS[product.format],
         activation=b"none",
         alpha=1.0,
+        weight_layout=_native.WEIGHT_LAYOUTS[layout],
         y=y.ctypes.data,
     )
     _native.check(_native.library().onnx_moe_expert_gemm(ctypes.byref(arguments)))
-    return y
+    return y[:, : product.expected.shape[1]]
 
 
 @pytest.mark.parametrize("kernel", _native.kernel_names())
 @pytest.mark.parametrize("format", BLOCKS)
 @pytest.mark.parametrize("row_blocks", ROW_BLOCKS)
 @pytest.mark.parametrize("rows_of_x", ROWS_OF_X)
-def test_every_scale_and_code(kernel: str, format: str, row_blocks: int, rows_of_x: int) -> None:
+@pytest.mark.parametrize("layout", _native.WEIGHT_LAYOUTS)
+def test_every_scale_and_code(kernel: str, format: str, row_blocks: int, rows_of_x: int, layout: str) -> None:
     with _native.use_kernel(kernel):
         for product in products(format, row_blocks, rows_of_x):
-            np.testing.assert_array_equal(multiply(product), product.expected)
+            np.testing.assert_array_equal(multiply(product, layout), product.expected)

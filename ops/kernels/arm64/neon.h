@@ -19,8 +19,9 @@ struct Neon {
   static constexpr int kLanes = 4;
   static constexpr int kStreamRows = 4;
   static constexpr int kPanelVectors = 4;
-  static constexpr int kFloatRows = 6;   // 6 × 4 sums in 32 registers
-  static constexpr int kIntRows = 3;     // 3 × 4 sums of integers, and as many of floats
+  static constexpr int kFloatRows = 6;  // 6 × 4 sums in 32 registers
+  static constexpr int kIntRows = 3;    // 3 × 4 sums of integers, and as many of floats
+  static constexpr int kInterleavedRows = 8;
   static constexpr int kPlainRows = 4;   // 4 rows × 4 weight rows
   static constexpr int kWeightBias = 0;  // products of signed bytes
 #ifdef __ARM_FEATURE_DOTPROD

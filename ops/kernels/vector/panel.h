@@ -1,130 +1,15 @@
 // Many activation rows: a panel of weight rows is decoded once into the cache, a lane for each weight row, and
 // multiplied with all of them. What the panel holds, floats with their scales applied or integers, is `Content`:
-// FloatPanel and IntPanel below.
+// FloatPanel and IntPanel below. Where it comes from, row by row or interleaved, is `Source` (panel_source.h).
 #pragma once
 
 #include <algorithm>
 
 #include "kernels/vector/packed_row.h"
-#include "kernels/vector/scales.h"
+#include "kernels/vector/panel_source.h"
 
 namespace onnx_moe {
 namespace {
-
-// 16 bytes of each of a vector's weight rows are decoded at once: 32 columns.
-constexpr int64_t kUnitBytes = 16;
-constexpr int64_t kUnit = 2 * kUnitBytes;
-
-// The weight rows behind a panel: lane l of vector v is row [v · kLanes + l].
-template <typename Isa>
-struct PanelRows {
-  static constexpr int kCount = Isa::kPanelVectors * Isa::kLanes;
-  const uint8_t* codes[kCount];
-  const uint8_t* scales[kCount];
-  int64_t ahead;  // from a row's codes to those of the panel to come, which are fetched meanwhile
-  int64_t scales_ahead;
-};
-
-// Fetches the panel to come while the one at hand is decoded and multiplied, row by row, a few lines at a time: all at
-// once, fetches fill the core's queue of misses and hold everything up behind them.
-template <typename Isa>
-class PanelFetch {
- public:
-  // `turns`: how often fetch_some will be called.
-  PanelFetch(const Operands& operands, const PanelRows<Isa>& rows, int64_t turns)
-      : rows_(rows),
-        row_bytes_(operands.row_bytes()),
-        scale_row_bytes_(operands.scale_row_bytes()),
-        bytes_per_turn_((row_bytes_ * PanelRows<Isa>::kCount / kCacheLine + turns - 1) / turns * kCacheLine) {}
-
-  ONNX_MOE_INLINE inline void fetch_some() {
-    if (row_ == PanelRows<Isa>::kCount) return;
-    const uint8_t* row = rows_.codes[row_] + rows_.ahead;
-    for (int64_t i = 0; i < bytes_per_turn_; i += kCacheLine) __builtin_prefetch(row + byte_ + i, 0, kSecondCache);
-    byte_ += bytes_per_turn_;
-    if (byte_ >= row_bytes_) next_row();
-  }
-
- private:
-  static constexpr int64_t kCacheLine = 64;
-  static constexpr int kSecondCache = 2;
-
-  void next_row() {
-    for (int64_t byte = 0; byte < scale_row_bytes_; byte += kCacheLine) {
-      __builtin_prefetch(rows_.scales[row_] + rows_.scales_ahead + byte, 0, kSecondCache);
-    }
-    byte_ = 0;
-    ++row_;
-  }
-
-  const PanelRows<Isa>& rows_;
-  int64_t row_bytes_;
-  int64_t scale_row_bytes_;
-  int64_t bytes_per_turn_;
-  int row_ = 0;
-  int64_t byte_ = 0;
-};
-
-// kUnitBytes bytes from `offset` of kLanes rows, dword j of every row in out[j]; zeros beyond `size`.
-template <typename Isa>
-ONNX_MOE_INLINE inline void load_unit(const uint8_t* const* rows, int64_t offset, int64_t size,
-                                      typename Isa::Ints (&out)[4]) {
-  if (offset + kUnitBytes <= size) return Isa::load_transposed(rows, offset, out);
-  alignas(64) uint8_t padded[Isa::kLanes][kUnitBytes] = {};
-  const uint8_t* pointers[Isa::kLanes];
-  for (int lane = 0; lane < Isa::kLanes; ++lane) {
-    std::memcpy(padded[lane], rows[lane] + offset, static_cast<size_t>(size - offset));
-    pointers[lane] = padded[lane];
-  }
-  Isa::load_transposed(pointers, 0, out);
-}
-
-// Scales of part of a panel: a vector for each block and vector of rows.
-template <typename Isa, int64_t MostColumns>
-struct PanelScales {
-  using Vector = typename Isa::Vector;
-  static constexpr int kVectors = Isa::kPanelVectors;
-  // Loads come in units of 16 bytes, which may reach beyond the part.
-  alignas(64) float values[(MostColumns / 16 + 16) * kVectors * Isa::kLanes];
-  int block_shift;
-
-  ONNX_MOE_INLINE inline void load(const Operands& operands, const PanelRows<Isa>& rows, int64_t start, int64_t end) {
-    const BlockFormat& format = operands.format;
-    block_shift = __builtin_ctzll(static_cast<uint64_t>(format.block_size));
-    const int64_t first = start / format.block_size * format.scale_bytes();
-    const int64_t last = (end + format.block_size - 1) / format.block_size * format.scale_bytes();
-    const int64_t blocks_per_unit = kUnitBytes / format.scale_bytes();
-    float* target = values;
-    for (int64_t byte = first; byte < last; byte += kUnitBytes) {
-      for (int vector = 0; vector < kVectors; ++vector) {
-        typename Isa::Ints dwords[4];
-        load_unit<Isa>(rows.scales + vector * Isa::kLanes, byte, operands.scale_row_bytes(), dwords);
-        for (int j = 0; j < 4; ++j)
-          decode(format.format, dwords[j], target + (j * blocks_per_unit / 4 * kVectors + vector) * Isa::kLanes);
-      }
-      target += blocks_per_unit * kVectors * Isa::kLanes;
-    }
-  }
-
-  // Scale vectors of the block that holds `column` of the part.
-  ONNX_MOE_INLINE inline const float* at(int64_t column) const {
-    return values + (column >> block_shift) * kVectors * Isa::kLanes;
-  }
-
- private:
-  // The two or four scales in each lane of `dwords`.
-  ONNX_MOE_INLINE static void decode(Format format, typename Isa::Ints dwords, float* target) {
-    if (format == Format::kFp4) {
-      Isa::store(target, Isa::low_half_to_float(dwords));
-      Isa::store(target + kVectors * Isa::kLanes, Isa::high_half_to_float(dwords));
-      return;
-    }
-    for (int byte = 0; byte < 4; ++byte) {
-      const typename Isa::Words codes = (Isa::to_words(dwords) >> (8 * byte)) & 0xFFu;
-      Isa::store(target + byte * kVectors * Isa::kLanes, ScaleDecoder<Isa>::from_bytes(format, codes));
-    }
-  }
-};
 
 // Panels of floats: the decoded weights, [column][vector].
 template <typename Isa>
@@ -150,8 +35,7 @@ struct FloatPanel {
 
   template <int RowCount>
   ONNX_MOE_INLINE inline void multiply(const Operands&, const Rows& rows, int64_t first_row, int64_t start,
-                                       int64_t columns, Vector (&sum)[RowCount][kVectors],
-                                       PanelFetch<Isa>& fetch) const {
+                                       int64_t columns, Vector (&sum)[RowCount][kVectors], PanelFetch& fetch) const {
     const float* x[RowCount];
     for (int m = 0; m < RowCount; ++m) x[m] = rows.values[first_row + m] + start;
     for (int64_t column = 0; column < columns; ++column) {
@@ -190,8 +74,7 @@ struct IntPanel {
 
   template <int RowCount>
   ONNX_MOE_INLINE inline void multiply(const Operands& operands, const Rows& rows, int64_t first_row, int64_t start,
-                                       int64_t columns, Vector (&sum)[RowCount][kVectors],
-                                       PanelFetch<Isa>& fetch) const {
+                                       int64_t columns, Vector (&sum)[RowCount][kVectors], PanelFetch& fetch) const {
     const uint8_t* packed[RowCount];
     for (int m = 0; m < RowCount; ++m) packed[m] = rows.packed[first_row + m];
     const int64_t group_starts = group_starts_offset<Limbs>(operands);
@@ -203,7 +86,7 @@ struct IntPanel {
   template <int GroupSize, int RowCount>
   ONNX_MOE_INLINE inline void multiply_groups(const uint8_t* const (&packed)[RowCount], int64_t group_starts,
                                               int64_t start, int64_t columns, Vector (&sum)[RowCount][kVectors],
-                                              PanelFetch<Isa>& fetch) const {
+                                              PanelFetch& fetch) const {
     using Chunk = PackedChunk<Limbs>;
     for (int64_t column = 0; column < columns; column += GroupSize) {
       if (column % kUnit == 0) fetch.fetch_some();
@@ -253,7 +136,7 @@ struct IntPanel {
   }
 };
 
-template <typename Isa, typename Content>
+template <typename Isa, template <typename> typename SourceOf, typename Content>
 class PanelProducts {
  public:
   static void multiply(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
@@ -265,12 +148,12 @@ class PanelProducts {
         targets[v] =
             products.data + v / vectors_per_band * products.band_stride + column + v % vectors_per_band * Isa::kLanes;
       }
-      const PanelRows<Isa> panel = panel_rows(operands, tile, column, vectors_per_band);
+      const Source source(operands, tile, column, vectors_per_band);
       const int64_t row_blocks = (rows.count + Content::kMostRows - 1) / Content::kMostRows;
-      PanelFetch<Isa> fetch(operands, panel, (operands.depth + kUnit - 1) / kUnit * (kVectors + row_blocks));
+      PanelFetch fetch(source.runs(), (operands.depth + kUnit - 1) / kUnit * (kVectors + row_blocks));
       for (int64_t start = 0; start < operands.depth; start += Content::kColumns) {
         const int64_t end = std::min(operands.depth, start + Content::kColumns);
-        decode(operands, panel, start, end, content, fetch);
+        decode(operands, source, start, end, content, fetch);
         multiply_part(operands, content, rows, start, end, targets, products.stride, fetch);
       }
     }
@@ -278,41 +161,17 @@ class PanelProducts {
 
  private:
   using Vector = typename Isa::Vector;
+  using Source = SourceOf<Isa>;
   static constexpr int kVectors = Isa::kPanelVectors;
 
-  static PanelRows<Isa> panel_rows(const Operands& operands, const Fp4Tile& tile, int64_t column,
-                                   int vectors_per_band) {
-    PanelRows<Isa> rows;
-    const int64_t panel_columns = vectors_per_band * Isa::kLanes;
-    for (int v = 0; v < kVectors; ++v) {
-      const WeightBand& band = tile.band[v / vectors_per_band];
-      for (int lane = 0; lane < Isa::kLanes; ++lane) {
-        // Beyond the last column: that column again, whose products nobody reads.
-        const int64_t c = std::min(column + v % vectors_per_band * Isa::kLanes + lane, tile.columns - 1);
-        const int64_t row = band.first + c * band.step;
-        rows.codes[v * Isa::kLanes + lane] = tile.codes + row * operands.row_bytes();
-        rows.scales[v * Isa::kLanes + lane] = tile.scales + row * operands.scale_row_bytes();
-      }
-    }
-    const bool last = column + panel_columns >= tile.columns;
-    rows.ahead = last ? 0 : panel_columns * tile.band[0].step * operands.row_bytes();
-    rows.scales_ahead = last ? 0 : panel_columns * tile.band[0].step * operands.scale_row_bytes();
-    if (last && tile.next) {
-      const int64_t to_first = (tile.next->band[0].first - tile.band[0].first - column * tile.band[0].step);
-      rows.ahead = tile.next->codes - tile.codes + to_first * operands.row_bytes();
-      rows.scales_ahead = tile.next->scales - tile.scales + to_first * operands.scale_row_bytes();
-    }
-    return rows;
-  }
-
-  ONNX_MOE_NOINLINE static void decode(const Operands& operands, const PanelRows<Isa>& rows, int64_t start, int64_t end,
-                                       Content& content, PanelFetch<Isa>& fetch) {
-    content.scales.load(operands, rows, start, end);
+  ONNX_MOE_NOINLINE static void decode(const Operands& operands, const Source& source, int64_t start, int64_t end,
+                                       Content& content, PanelFetch& fetch) {
+    content.scales.load(operands, source, start, end);
     for (int64_t column = start; column < end; column += kUnit) {
       for (int vector = 0; vector < kVectors; ++vector) {
         fetch.fetch_some();
         typename Isa::Ints codes[4];
-        load_unit<Isa>(rows.codes + vector * Isa::kLanes, column / 2, operands.row_bytes(), codes);
+        source.load_codes(vector, column, codes);
         content.put(column - start, vector, codes);
       }
     }
@@ -321,7 +180,7 @@ class PanelProducts {
   // All rows in blocks of nearly equal size, so that none is left with one row.
   ONNX_MOE_INLINE static void multiply_part(const Operands& operands, const Content& content, const Rows& rows,
                                             int64_t start, int64_t end, float* const (&targets)[kVectors],
-                                            int64_t stride, PanelFetch<Isa>& fetch) {
+                                            int64_t stride, PanelFetch& fetch) {
     const int64_t blocks = (rows.count + Content::kMostRows - 1) / Content::kMostRows;
     for (int64_t block = 0, row = 0; block < blocks; ++block) {
       const int64_t count = (rows.count - row) / (blocks - block);
@@ -335,8 +194,7 @@ class PanelProducts {
   template <int RowCount>
   ONNX_MOE_NOINLINE static void multiply_block(const Operands& operands, const Content& content, const Rows& rows,
                                                int64_t first_row, int64_t start, int64_t end,
-                                               float* const (&targets)[kVectors], int64_t stride,
-                                               PanelFetch<Isa>& fetch) {
+                                               float* const (&targets)[kVectors], int64_t stride, PanelFetch& fetch) {
     Vector sum[RowCount][kVectors];
     for (int m = 0; m < RowCount; ++m) {
       for (int v = 0; v < kVectors; ++v) sum[m][v] = Isa::zero();

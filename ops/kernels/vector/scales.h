@@ -34,6 +34,13 @@ struct ScaleDecoder {
   }
 };
 
+// kLanes scales.
+template <typename Isa>
+ONNX_MOE_INLINE inline typename Isa::Vector load_scales(Format format, const uint8_t* source) {
+  if (format == Format::kFp4) return Isa::load_half(reinterpret_cast<const uint16_t*>(source));
+  return ScaleDecoder<Isa>::from_bytes(format, Isa::load_bytes(source));
+}
+
 // Scales of a weight row, a vector at a time, kept in registers: a load of scales that had just been stored would wait
 // for the stores to retire, which wait for memory behind the fetches that keep a stream going.
 template <typename Isa>
@@ -43,8 +50,7 @@ ONNX_MOE_INLINE inline typename Isa::Vector load_scales(Format format, const uin
     std::memcpy(last, source, static_cast<size_t>(format == Format::kFp4 ? 2 * count : count));
     source = last;
   }
-  if (format == Format::kFp4) return Isa::load_half(reinterpret_cast<const uint16_t*>(source));
-  return ScaleDecoder<Isa>::from_bytes(format, Isa::load_bytes(source));
+  return load_scales<Isa>(format, source);
 }
 
 // Which scale each lane takes: a lane is eight columns, and the vectors of a span share one vector of scales (two where

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels/vector/elementwise.h"
+#include "kernels/vector/interleaved.h"
 #include "kernels/vector/packed_row.h"
 #include "kernels/vector/panel.h"
 #include "kernels/vector/plain.h"
@@ -18,8 +19,10 @@ namespace {
 
 template <typename Isa>
 struct VectorKernel {
-  static bool reads_packed(Precision precision, int64_t rows) {
-    return Isa::kFastDot || precision != Precision::kFloat || rows <= Stream<Isa, 3>::kMostRows;
+  static bool reads_packed(const Operands& operands, int64_t rows) {
+    const int64_t few =
+        operands.layout == WeightLayout::kRows ? Stream<Isa, 3>::kMostRows : InterleavedStream<Isa, 3>::kMostRows;
+    return Isa::kFastDot || operands.precision != Precision::kFloat || rows <= few;
   }
 
   static void fp4_products(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
@@ -43,9 +46,16 @@ struct VectorKernel {
  private:
   template <int Limbs, typename Panel>
   static void products_of(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
-    using Few = Stream<Isa, Limbs>;
+    if (operands.layout == WeightLayout::kRows) {
+      return products_of<Stream<Isa, Limbs>, PanelProducts<Isa, RowSource, Panel>>(operands, tile, rows, products);
+    }
+    products_of<InterleavedStream<Isa, Limbs>, PanelProducts<Isa, GroupSource, Panel>>(operands, tile, rows, products);
+  }
+
+  template <typename Few, typename Many>
+  static void products_of(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
     if (rows.count <= Few::kMostRows) return Few::multiply(operands, tile, rows, products);
-    PanelProducts<Isa, Panel>::multiply(operands, tile, rows, products);
+    Many::multiply(operands, tile, rows, products);
   }
 };
 

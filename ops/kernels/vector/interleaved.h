@@ -1,0 +1,201 @@
+// Interleaved weights and few activation rows. A vector is the same eight columns of successive weight rows, as it
+// lies: nothing is transposed, summed across lanes or stored; the codes of 32 columns stay in registers while the
+// activation rows are multiplied with them. Memory is read as one run for each group of kGroupRows weight rows.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/vector/packed_row.h"
+#include "kernels/vector/scales.h"
+
+namespace onnx_moe {
+namespace {
+
+// The groups of weight rows of a tile in the order in which they are read, band after band, and the memory that is
+// fetched meanwhile: that of the group kFetchedBytes further on, in the next tile after the last one.
+class GroupOrder {
+ public:
+  GroupOrder(const Operands& operands, const Fp4Tile& tile)
+      : operands_(operands),
+        tile_(tile),
+        groups_((tile.columns + kGroupRows - 1) / kGroupRows),
+        distance_(std::max<int64_t>(1, kFetchedBytes / (operands.row_bytes() * kGroupRows))) {}
+
+  struct Group {
+    const uint8_t* codes;
+    const uint8_t* scales;
+  };
+  int64_t count() const { return tile_.bands * groups_; }
+  int band(int64_t index) const { return static_cast<int>(index / groups_); }
+  int64_t column(int64_t index) const { return index % groups_ * kGroupRows; }
+  Group at(int64_t index) const { return group_of(tile_, index); }
+  Group ahead(int64_t index) const {
+    const int64_t target = index + distance_;
+    if (target < count()) return at(target);
+    return tile_.next && target < 2 * count() ? group_of(*tile_.next, target - count()) : at(index);
+  }
+
+ private:
+  static constexpr int64_t kFetchedBytes = 16384;
+
+  Group group_of(const Fp4Tile& tile, int64_t index) const {
+    const int64_t row = tile.band[band(index)].first + column(index);
+    return {tile.codes + row * operands_.row_bytes(), tile.scales + row * operands_.scale_row_bytes()};
+  }
+
+  const Operands& operands_;
+  const Fp4Tile& tile_;
+  int64_t groups_;
+  int64_t distance_;
+};
+
+template <typename Isa, int Limbs>
+class InterleavedStream {
+ public:
+  // Activation rows that are worth the path: above, weights that are decoded once for all cost less.
+  static constexpr int64_t kMostRows = (Limbs == 1 ? 2 : 1) * Isa::kInterleavedRows;
+
+  static void multiply(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
+    switch (operands.format.format) {
+      case Format::kMxfp4:
+        return multiply_tile<Format::kMxfp4>(operands, tile, rows, products);
+      case Format::kNvfp4:
+        return multiply_tile<Format::kNvfp4>(operands, tile, rows, products);
+      case Format::kFp4:
+        return multiply_tile<Format::kFp4>(operands, tile, rows, products);
+    }
+  }
+
+ private:
+  using Vector = typename Isa::Vector;
+  using Ints = typename Isa::Ints;
+  using Chunk = PackedChunk<Limbs>;
+  static constexpr int kBlockRows = Isa::kInterleavedRows;
+  static constexpr int64_t kLineBytes = 4 * kGroupRows;
+  static constexpr int kSecondCache = 2;
+  static constexpr bool kBiased = Isa::kWeightBias != 0;
+  // Columns that are summed by themselves: one sum over all of them would gather rounding errors.
+  static constexpr int64_t kSumColumns = 512;
+
+  // A group, from the lane at hand on.
+  struct Weights {
+    GroupOrder::Group group;
+    GroupOrder::Group ahead;
+    int block_shift;
+  };
+
+  // Activations: where the rows are, and the offsets in them of the columns at hand.
+  template <int RowCount>
+  struct Activations {
+    const uint8_t* row[RowCount];
+    int64_t digits;
+    int64_t starts;
+  };
+
+  template <Format kFormat>
+  static void multiply_tile(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
+    const GroupOrder order(operands, tile);
+    for (int64_t index = 0; index < order.count(); ++index) {
+      const Weights weights{order.at(index), order.ahead(index),
+                            __builtin_ctzll(static_cast<uint64_t>(operands.format.block_size))};
+      multiply_group<kFormat>(
+          operands, weights, rows,
+          {products.data + order.band(index) * products.band_stride + order.column(index), products.stride, 0});
+    }
+  }
+
+  // All rows in blocks of nearly equal size, lane by lane of the group where it has more rows than a vector.
+  template <Format kFormat>
+  static void multiply_group(const Operands& operands, Weights weights, const Rows& rows, const Products& products) {
+    const int64_t blocks = (rows.count + kBlockRows - 1) / kBlockRows;
+    for (int64_t lane = 0; lane < kGroupRows; lane += Isa::kLanes) {
+      for (int64_t block = 0, row = 0; block < blocks; ++block) {
+        const int64_t count = (rows.count - row) / (blocks - block);
+        with_constant<kBlockRows>(count, [&](auto constant) {
+          multiply_block<kFormat, decltype(constant)::value>(
+              operands, weights, rows.packed + row, {products.data + row * products.stride + lane, products.stride, 0});
+        });
+        row += count;
+      }
+      weights.group.codes += 4 * Isa::kLanes;
+      weights.group.scales += operands.format.scale_bytes() * Isa::kLanes;
+    }
+  }
+
+  template <Format kFormat, int RowCount>
+  ONNX_MOE_NOINLINE static void multiply_block(const Operands& operands, const Weights& weights,
+                                               const uint8_t* const* packed, const Products& products) {
+    constexpr int64_t kSharing = kFormat == Format::kNvfp4 ? 16 : 32;
+    Activations<RowCount> x;
+    std::copy_n(packed, RowCount, x.row);
+    x.starts = group_starts_offset<Limbs>(operands);
+    for (int64_t start = 0; start < operands.depth; start += kSumColumns) {
+      Vector sum[RowCount];
+      for (Vector& row : sum) row = Isa::zero();
+      const int64_t end = std::min(start + kSumColumns, operands.depth);
+      for (int64_t chunk = start; chunk < end; chunk += kChunk) {
+        x.digits = chunk / kChunk * Chunk::kBytes;
+        const int64_t chunk_end = std::min(chunk + kChunk, end);
+        for (int64_t column = chunk; column < chunk_end; column += kSharing) {
+          add_columns<kFormat, RowCount>(weights, column, x, sum);
+          x.digits += kSharing / 2;
+          x.starts += 4;
+        }
+      }
+      for (int m = 0; m < RowCount; ++m) {
+        float* y = products.data + m * products.stride;
+        Isa::store(y, start == 0 ? sum[m] : Isa::add(Isa::load(y), sum[m]));
+      }
+    }
+  }
+
+  // Adds the products of columns that share a scale, summed as integers, then scaled by the scales of both sides.
+  template <Format kFormat, int RowCount>
+  ONNX_MOE_INLINE static void add_columns(const Weights& weights, int64_t column, const Activations<RowCount>& x,
+                                          Vector (&sum)[RowCount]) {
+    constexpr int kLines = kFormat == Format::kNvfp4 ? 2 : 4;
+    const int64_t offset = column * (kLineBytes / 8);
+    Ints even[kLines];
+    Ints odd[kLines];
+    unroll<kLines>([&](auto line) ONNX_MOE_INLINE {
+      const Ints codes = Isa::load_ints(weights.group.codes + offset + line * kLineBytes);
+      __builtin_prefetch(weights.ahead.codes + offset + line * kLineBytes, 0, kSecondCache);
+      even[line] = Isa::low_codes(codes);
+      odd[line] = Isa::high_codes(codes);
+    });
+    const Vector scale = load_block_scales<kFormat>(weights, column);
+    Ints total[RowCount];
+    unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
+      total[m] = kBiased && Limbs == 1 ? Isa::broadcast_dword(x.row[m] + x.starts) : Isa::zero_ints();
+    });
+    unroll<Limbs>([&](auto index) ONNX_MOE_INLINE {
+      if constexpr (index > 0) unroll<RowCount>([&](auto m) ONNX_MOE_INLINE { total[m] = Isa::shift_limb(total[m]); });
+      unroll<2 * kLines>([&](auto half) ONNX_MOE_INLINE {
+        constexpr int64_t kOffset = (Limbs - 1 - index) * kChunk + half / 2 * 4 + half % 2 * (kChunk / 2);
+        const Ints codes = half % 2 == 0 ? even[half / 2] : odd[half / 2];
+        unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
+          total[m] = Isa::dot(total[m], codes, Isa::broadcast_dword(x.row[m] + x.digits + kOffset));
+        });
+      });
+    });
+    unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
+      if constexpr (kBiased && Limbs > 1) {
+        total[m] = Isa::add_ints(total[m], Isa::broadcast_dword(x.row[m] + x.starts));
+      }
+      const Vector x_scale = Isa::broadcast(reinterpret_cast<const float*>(x.row[m] + x.digits + Chunk::kScales));
+      sum[m] = Isa::multiply_add(Isa::multiply(Isa::to_float(total[m]), x_scale), scale, sum[m]);
+    });
+  }
+
+  // Scales of a vector of weight rows for the block that holds `column`.
+  template <Format kFormat>
+  ONNX_MOE_INLINE static Vector load_block_scales(const Weights& weights, int64_t column) {
+    constexpr int64_t kScaleBytes = kFormat == Format::kFp4 ? 2 : 1;
+    const int64_t offset = (column >> weights.block_shift) * (kGroupRows * kScaleBytes);
+    __builtin_prefetch(weights.ahead.scales + offset, 0, kSecondCache);
+    return load_scales<Isa>(kFormat, weights.group.scales + offset);
+  }
+};
+
+}  // namespace
+}  // namespace onnx_moe
