@@ -18,6 +18,7 @@ import onnx_moe
 from bench.shapes import Call, Shape
 from onnx_moe.demo.qmoe import qmoe_session
 from onnx_moe.formats import get_format
+from onnx_moe.layout import CODE_BYTES, SCALES, interleave
 from onnx_moe.quantization import QuantizedWeights
 
 Run = Callable[[Call], object]
@@ -30,6 +31,24 @@ class Implementation:
     name: str
     run: Run
     expert_bytes: float
+
+
+@dataclass(frozen=True)
+class PluginKind:
+    """Which of the plugin's ways to compute a block."""
+
+    level: int
+    layout: str = "rows"
+
+
+def weights_file(format: str, layout: str = "rows") -> str:
+    """Name of the file that holds the plugin's weights."""
+    return f"plugin-{format}-{layout}.data"
+
+
+def is_ours(name: str) -> bool:
+    """Whether an implementation of this name is the plugin rather than a peer."""
+    return name.startswith(("mxfp4", "nvfp4"))
 
 
 class Unsupported(Exception):
@@ -60,19 +79,20 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
 
 def plugin(
-    shape: Shape, weights: tuple[QuantizedWeights, QuantizedWeights], level: int, threads: int, folder: Path
+    shape: Shape, weights: tuple[QuantizedWeights, QuantizedWeights], kind: PluginKind, threads: int, folder: Path
 ) -> Implementation:
-    """Both projections' nodes at an accuracy level; all levels of a format share one file of weights."""
+    """Both projections' nodes; all levels of a format and layout share one file of weights."""
     gate_up, down = weights
     format = gate_up.format
     arrays = {"w1": gate_up.weights, "s1": gate_up.scales, "w2": down.weights, "s2": down.scales}
+    if kind.layout == "interleaved":
+        arrays = {name: interleave(array, CODE_BYTES if name[0] == "w" else SCALES) for name, array in arrays.items()}
+    common = {"domain": "onnx_moe", "format": format, "accuracy_level": kind.level, "weight_layout": kind.layout}
 
     def node(inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
-        return helper.make_node(
-            "MoEExpertGemmFP4", inputs, [output], domain="onnx_moe", format=format, accuracy_level=level, **attributes
-        )
+        return helper.make_node("MoEExpertGemmFP4", inputs, [output], **common, **attributes)
 
-    path = folder / f"plugin-{format}-{level}.onnx"
+    path = folder / f"plugin-{format}-{kind.layout}-{kind.level}.onnx"
     _save(
         path,
         [
@@ -86,7 +106,7 @@ def plugin(
         },
         {name: (TensorProto.UINT8, array) for name, array in arrays.items()},
         shape.hidden_size,
-        weights_file=f"plugin-{format}.data",
+        weights_file=weights_file(format, kind.layout),
     )
     options = session_options(threads)
     onnx_moe.register(options)
@@ -96,7 +116,8 @@ def plugin(
         return session.run(None, {"x": call.x, "ids": call.expert_ids, "weights": _equal_weights(call, shape)})
 
     nbytes = (gate_up.nbytes + down.nbytes) / shape.num_experts
-    return Implementation(f"{format}, level {level}", run, nbytes)
+    name = format if kind.layout == "rows" else f"{format} {kind.layout}"
+    return Implementation(f"{name}, level {kind.level}", run, nbytes)
 
 
 def qmoe_fp4(

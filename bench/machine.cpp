@@ -55,12 +55,12 @@ extern "C" double bench_read(const void* data, int64_t bytes, int threads) {
 }
 
 #if defined(__AVX2__)
-#define TEN(op)                                                                                           \
+#define TEN(op)                                                                                         \
   op REGISTER "0\n" op REGISTER "1\n" op REGISTER "2\n" op REGISTER "3\n" op REGISTER "4\n" op REGISTER \
-     "5\n" op REGISTER "6\n" op REGISTER "7\n" op REGISTER "8\n" op REGISTER "9\n"
-#define LOOP(op)                                                                                                   \
-  __asm__ volatile("1:\n" TEN(op) "dec %0\njnz 1b\n" : "+r"(n)::"xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", \
-                   "xmm6", "xmm7", "xmm8", "xmm9", "cc")
+              "5\n" op REGISTER "6\n" op REGISTER "7\n" op REGISTER "8\n" op REGISTER "9\n"
+#define LOOP(op)                                     \
+  __asm__ volatile("1:\n" TEN(op) "dec %0\njnz 1b\n" \
+                   : "+r"(n)::"xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "cc")
 #endif
 
 // Operations a second of float multiply-adds, of all threads together; 0 where this file knows no way to measure it.

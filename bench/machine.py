@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
-import shutil
 import statistics
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from bench.compiling import compile_library
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,10 @@ class Limits:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    compiler = shutil.which("c++")
-    if compiler is None:
-        raise SystemExit("bench.moe measures the machine with a C++ program: install a C++ compiler (g++ or clang).")
-    folder = Path(tempfile.mkdtemp(prefix="onnx-moe-bench-"))
-    source, target = Path(__file__).with_name("machine.cpp"), folder / "machine.so"
-    flags = ["-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
-    subprocess.run([compiler, *flags, str(source), "-o", str(target)], check=True)
-    library = ctypes.CDLL(str(target))
+    library = compile_library("machine.cpp")
     for function in (library.bench_read, library.bench_fma, library.bench_dot):
         function.restype = ctypes.c_double
     library.bench_read.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
-    shutil.rmtree(folder)
     return library
 
 

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import torch
 
+from bench.ggml import ggml
 from bench.implementations import (
     Implementation,
+    PluginKind,
     Unsupported,
     plugin,
     qmoe_fp4,
     qmoe_int4,
     random_weights,
     torch_reference,
+    weights_file,
 )
 from bench.machine import Limits, Machine
 from bench.shapes import Shape, distinct_experts, draw_calls
@@ -46,15 +49,23 @@ class Result:
     share: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Peers:
+    """Names among PEERS, and where ggml is installed if it is to take part."""
+
+    names: tuple[str, ...]
+    ggml: Path | None = None
+
+
 def measure(
-    shape: Shape, threads: int, token_counts: tuple[int, ...], peers: tuple[str, ...], progress: Callable[[str], None]
+    shape: Shape, threads: int, token_counts: tuple[int, ...], peers: Peers, progress: Callable[[str], None]
 ) -> tuple[list[Result], Limits, list[str]]:
     """Results by token count, the machine's limits, and which peers were left out and why."""
     results = []
     with tempfile.TemporaryDirectory(prefix="onnx-moe-bench-") as folder:
         progress(f"{shape.name}, {threads} thread(s): making the blocks")
         implementations, left_out = _implementations(shape, threads, peers, Path(folder))
-        machine = Machine(Path(folder) / "plugin-mxfp4.data")
+        machine = Machine(Path(folder) / weights_file("mxfp4"))
         limits = machine.limits(threads)
         (every_expert,) = draw_calls(shape, 16 * shape.num_experts, 1)
         for implementation in implementations:
@@ -65,21 +76,22 @@ def measure(
     return results, limits, left_out
 
 
-def _implementations(
-    shape: Shape, threads: int, peers: tuple[str, ...], folder: Path
-) -> tuple[list[Implementation], list[str]]:
+def _implementations(shape: Shape, threads: int, peers: Peers, folder: Path) -> tuple[list[Implementation], list[str]]:
     mxfp4, nvfp4 = random_weights(shape, "mxfp4"), random_weights(shape, "nvfp4")
-    makers = [partial(plugin, shape, mxfp4, level, threads, folder) for level in (0, 2, 4)]
-    makers.append(partial(plugin, shape, nvfp4, 4, threads, folder))
-    if "qmoe-fp4" in peers:
+    kinds = [PluginKind(0), PluginKind(2), PluginKind(4), PluginKind(0, "interleaved"), PluginKind(4, "interleaved")]
+    makers = [partial(plugin, shape, mxfp4, kind, threads, folder) for kind in kinds]
+    makers.append(partial(plugin, shape, nvfp4, PluginKind(4), threads, folder))
+    if "qmoe-fp4" in peers.names:
         makers.append(partial(qmoe_fp4, shape, mxfp4, threads, folder))
-    if "qmoe-nvfp4" in peers:
-        makers.append(partial(plugin, shape, nvfp4, 0, threads, folder))
+    if "qmoe-nvfp4" in peers.names:
+        makers.append(partial(plugin, shape, nvfp4, PluginKind(0), threads, folder))
         makers.append(partial(qmoe_fp4, shape, nvfp4, threads, folder))
-    if "qmoe-int4" in peers:
+    if "qmoe-int4" in peers.names:
         makers += [partial(qmoe_int4, shape, *kind, threads, folder) for kind in ((32, 0), (32, 4), (128, 4))]
-    if "torch" in peers:
-        makers.append(partial(torch_reference, shape, torch.bfloat16, threads))
+    if "torch" in peers.names:
+        makers += [partial(torch_reference, shape, dtype, threads) for dtype in (torch.bfloat16, torch.float32)]
+    if peers.ggml:
+        makers.append(partial(ggml, shape, peers.ggml, threads))
     left_out: list[str] = []
 
     def make_or_leave_out(make: Callable[[], Implementation]) -> Implementation | None:

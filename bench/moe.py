@@ -12,7 +12,7 @@ import onnxruntime
 import typer
 from rich.console import Console
 
-from bench.measure import PEERS, Result, measure
+from bench.measure import PEERS, Peers, Result, measure
 from bench.report import chart, markdown, terminal_table
 from bench.shapes import SHAPES
 
@@ -40,11 +40,12 @@ def main(
     shapes: Annotated[str, typer.Option(help=f"all, or some of {_NAMES}, with commas.")] = "GLM-4.7-Flash",
     tokens: Annotated[str, typer.Option(help="Token counts, with commas.")] = "1,2,4,8,16,64,128,512,2048",
     threads: Annotated[str, typer.Option(help="Thread counts, with commas.")] = "1,2",
+    ggml: Annotated[Path | None, typer.Option(help="Folder that ggml is installed in, to measure it, too.")] = None,
     output: Annotated[Path | None, typer.Option(help="Markdown file to write its measured part of.")] = None,
 ) -> None:
     """Measures the plugin and its peers, interleaved in this process, and the machine's own limits."""
     console = Console(width=None if sys.stdout.isatty() else 160)
-    chosen_peers = _choose("--peers", peers, list(PEERS))
+    chosen_peers = Peers(_choose("--peers", peers, list(PEERS)), ggml)
     token_counts = tuple(int(count) for count in tokens.split(","))
     results: list[Result] = []
     sections: list[str] = []

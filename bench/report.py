@@ -8,15 +8,20 @@ from pathlib import Path
 
 from rich.table import Table
 
+from bench.implementations import is_ours
 from bench.machine import Limits
 from bench.measure import Result
 
 #: Which of ours is compared with which peer.
+_LEVEL_0 = ("mxfp4, level 0", "mxfp4 interleaved, level 0")
+_LEVEL_4 = ("mxfp4, level 4", "mxfp4 interleaved, level 4")
 COMPARISONS = {
-    "QMoE mxfp4": ("mxfp4, level 0", "mxfp4, level 4"),
+    "QMoE mxfp4": (*_LEVEL_0, *_LEVEL_4),
     "QMoE nvfp4": ("nvfp4, level 0",),
-    "QMoE int4/32, level 4": ("mxfp4, level 4",),
-    "QMoE int4/128, level 4": ("mxfp4, level 4",),
+    "QMoE int4/32, level 0": _LEVEL_0,
+    "QMoE int4/32, level 4": _LEVEL_4,
+    "QMoE int4/128, level 4": _LEVEL_4,
+    "ggml mxfp4": _LEVEL_4,
 }
 
 
@@ -43,7 +48,7 @@ def _rows(results: list[Result]) -> tuple[list[str], list[list[str]]]:
     rows += [
         [f"**{name}**", *(f"**{_ratios(result)[name]:.2f}×**" for result in results)] for name in _ratios(results[0])
     ]
-    ours = [name for name in results[0].share if "fp4, level" in name and not name.startswith("QMoE")]
+    ours = [name for name in results[0].share if is_ours(name)]
     rows += [[f"share of the limit: {name}", *(f"{result.share[name]:.0%}" for result in results)] for name in ours]
     return headings, rows
 
@@ -85,7 +90,7 @@ def chart(results: list[Result], path: Path) -> None:
     figure, axes = pyplot.subplots(lines, columns, figsize=(7.5 * columns, 5 * lines), squeeze=False)
     for axis, (name, threads, items) in zip(axes.flat, groups, strict=False):
         for implementation in items[0].seconds:
-            ours = "fp4, level" in implementation and not implementation.startswith("QMoE")
+            ours = is_ours(implementation)
             axis.plot(
                 [result.tokens for result in items],
                 [result.tokens / result.seconds[implementation] for result in items],

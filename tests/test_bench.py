@@ -32,7 +32,12 @@ def test_benchmark(tmp_path: Path) -> None:
     text = output.read_text()
     assert text.startswith("kept\n<!-- measured -->\n## Measured on")
     assert "stale" not in text
-    for row in ("mxfp4, level 4", "QMoE int4/128, level 4", "Torch bfloat16", "share of the limit: mxfp4, level 0"):
+    for row in (
+        "mxfp4 interleaved, level 4",
+        "QMoE int4/128, level 4",
+        "Torch bfloat16",
+        "share of the limit: mxfp4, level 0",
+    ):
         assert f"| {row} |" in text
     assert "**mxfp4, level 0 vs QMoE mxfp4**" in text
     assert output.with_suffix(".png").stat().st_size > 10_000
