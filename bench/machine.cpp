@@ -7,8 +7,8 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
-#define FMA "vfmadd231ps %%zmm30, %%zmm31, "
-#define DOT "vpdpbusd %%zmm30, %%zmm31, "
+#define FMA "vfmadd231ps %%zmm14, %%zmm15, "
+#define DOT "vpdpbusd %%zmm14, %%zmm15, "
 #define REGISTER "%%zmm"
 constexpr int kBytes = 64;
 #elif defined(__AVX2__)
@@ -58,9 +58,13 @@ extern "C" double bench_read(const void* data, int64_t bytes, int threads) {
 #define TEN(op)                                                                                         \
   op REGISTER "0\n" op REGISTER "1\n" op REGISTER "2\n" op REGISTER "3\n" op REGISTER "4\n" op REGISTER \
               "5\n" op REGISTER "6\n" op REGISTER "7\n" op REGISTER "8\n" op REGISTER "9\n"
-#define LOOP(op)                                     \
-  __asm__ volatile("1:\n" TEN(op) "dec %0\njnz 1b\n" \
-                   : "+r"(n)::"xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "cc")
+#define CLEAR(n) "vxorps %%xmm" #n ", %%xmm" #n ", %%xmm" #n "\n"
+// All registers start at zero: what others left in them may be subnormal, a hundred times slower.
+#define LOOP(op)                                                                                                       \
+  __asm__ volatile(CLEAR(0) CLEAR(1) CLEAR(2) CLEAR(3) CLEAR(4) CLEAR(5) CLEAR(6) CLEAR(7) CLEAR(8) CLEAR(9) CLEAR(14) \
+                       CLEAR(15) "1:\n" TEN(op) "dec %0\njnz 1b\n"                                                     \
+                   : "+r"(n)::"xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm14", \
+                     "xmm15", "cc")
 #endif
 
 // Operations a second of float multiply-adds, of all threads together; 0 where this file knows no way to measure it.
