@@ -13,7 +13,6 @@ constexpr size_t kGateBias = 2;
 constexpr size_t kCorrectionBias = 3;
 const ProjectionInputs kGateUp{4, "gate_up_"};
 const ProjectionInputs kDown{8, "down_"};
-constexpr size_t kInputs = 12;
 
 struct Sizes {
   ProjectionSizes gate_up;
@@ -32,7 +31,7 @@ Sizes check_shapes(const InputShapes& shapes, const BlockFormat& format) {
   }
   if (const auto& gate = shapes[kGateWeight]) {
     expect_shape("gate_weight", *gate, {kUnknown, sizes.gate_up.columns}, "[R, H]");
-    sizes.routed_experts = gate->at(0);
+    sizes.routed_experts = (*gate)[0];
   }
   if (const auto& bias = shapes[kGateBias]) expect_shape("gate_bias", *bias, {sizes.routed_experts}, "[R]");
   if (const auto& bias = shapes[kCorrectionBias]) expect_shape("correction_bias", *bias, {sizes.routed_experts}, "[R]");
@@ -69,7 +68,7 @@ void BlockOperator::compute(ort::KernelContext& context) {
   const std::optional<ort::ConstTensor> correction_bias = context.input(kCorrectionBias);
   const ProjectionTensors gate_up(context, kGateUp);
   const ProjectionTensors down(context, kDown);
-  InputShapes shapes(kInputs);
+  InputShapes shapes;
   shapes[kHiddenStates] = hidden.dimensions();
   shapes[kGateWeight] = gate.dimensions();
   shapes[kGateBias] = dimensions_of(gate_bias);

@@ -27,8 +27,9 @@ void check_x(const Dimensions& x, const Dimensions& ids, Sizes& sizes) {
 Sizes check_shapes(const InputShapes& shapes, const BlockFormat& format) {
   Sizes sizes{check_projection(shapes, kProjection, format)};
   if (const auto& ids = shapes[kExpertIds]) {
-    require(!ids->empty() && ids->back() != 0, "input expert_ids has shape ", to_string(*ids),
-            ", but must be [..., k] with k ≥ 1");
+    if (ids->empty() || ids->back() == 0) {
+      fail("input expert_ids has shape ", to_string(*ids), ", but must be [..., k] with k ≥ 1");
+    }
     sizes.slots = ids->back();
     if (const auto& x = shapes[kX]) check_x(*x, *ids, sizes);
     if (const auto& weights = shapes[kExpertWeights]) expect_shape("expert_weights", *weights, *ids, "[..., k]");
@@ -69,7 +70,7 @@ void ExpertGemmOperator::compute(ort::KernelContext& context) {
   const ort::ConstTensor ids = context.required_input(kExpertIds, "expert_ids");
   const ProjectionTensors projection(context, kProjection);
   const std::optional<ort::ConstTensor> expert_weights = context.input(kExpertWeights);
-  InputShapes shapes(kInputs);
+  InputShapes shapes;
   shapes[kX] = x.dimensions();
   shapes[kExpertIds] = ids.dimensions();
   shapes[kExpertWeights] = dimensions_of(expert_weights);

@@ -52,11 +52,12 @@ std::string type_name(int type) {
   }
 }
 
-void expect_shape(const char* input, const Dimensions& actual, const Dimensions& expected, const char* meaning) {
+void expect_shape(const InputName& input, const Dimensions& actual, const Dimensions& expected, const char* meaning) {
   const bool matches =
       actual.size() == expected.size() && std::equal(actual.begin(), actual.end(), expected.begin(), fits);
-  require(matches, "input ", input, " has shape ", to_string(actual), ", but must be ", meaning, " = ",
-          to_string(expected));
+  if (matches) return;
+  fail("input ", input.prefix, input.name, " has shape ", to_string(actual), ", but must be ", meaning, " = ",
+       to_string(expected));
 }
 
 Attributes::Attributes(const ort::KernelInfo& info, const OperatorDefinition& definition) {
@@ -114,9 +115,10 @@ ElementType OperatorKernel::type_of(const std::optional<ort::ConstTensor>& tenso
 
 InputShapes OperatorKernel::declared_shapes(const ort::KernelInfo& info, const OperatorDefinition& definition) {
   InputShapes shapes;
+  require(definition.inputs.size() <= shapes.size(), definition.name, " has more inputs than kMostInputs");
   for (size_t i = 0; i < definition.inputs.size(); ++i) {
     const std::optional<ort::Shape> shape = info.input_shape(i);
-    shapes.push_back(shape && shape->has_rank ? std::optional<Dimensions>(shape->dimensions) : std::nullopt);
+    if (shape && shape->has_rank) shapes[i] = Dimensions(shape->dimensions);
   }
   return shapes;
 }

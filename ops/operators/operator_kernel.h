@@ -2,6 +2,7 @@
 // shapes and types checked when the kernel is made (what the graph declares) and when it runs (what arrives).
 #pragma once
 
+#include <array>
 #include <map>
 #include <memory>
 #include <optional>
@@ -14,7 +15,7 @@
 
 namespace onnx_moe {
 
-using Dimensions = std::vector<int64_t>;
+using ort::Dimensions;
 
 // A dimension that the graph leaves open; it fits everything.
 inline constexpr int64_t kUnknown = -1;
@@ -23,8 +24,17 @@ inline bool fits(int64_t actual, int64_t expected) {
   return actual == expected || actual == kUnknown || expected == kUnknown;
 }
 
+// The name of an input, in two parts: put together only where an error says it.
+struct InputName {
+  const char* prefix;
+  const char* name;
+};
+
 // Throws unless `actual` fits `expected`; `meaning` is the shape in the definition's letters.
-void expect_shape(const char* input, const Dimensions& actual, const Dimensions& expected, const char* meaning);
+void expect_shape(const InputName& input, const Dimensions& actual, const Dimensions& expected, const char* meaning);
+inline void expect_shape(const char* input, const Dimensions& actual, const Dimensions& expected, const char* meaning) {
+  expect_shape(InputName{"", input}, actual, expected, meaning);
+}
 
 std::string to_string(const Dimensions& dimensions);
 std::string type_name(int type);
@@ -47,7 +57,8 @@ class Attributes {
 };
 
 // Shapes of a node's inputs; nothing for one that is left out or whose rank is open.
-using InputShapes = std::vector<std::optional<Dimensions>>;
+inline constexpr size_t kMostInputs = 12;
+using InputShapes = std::array<std::optional<Dimensions>, kMostInputs>;
 
 class OperatorKernel {
  public:

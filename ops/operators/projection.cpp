@@ -11,9 +11,15 @@ Format parse_format(const std::string& name) {
   fail("format '", name, "' is unknown");
 }
 
-void check_global_scale(const std::string& name, const Dimensions& scale, ProjectionSizes& sizes) {
-  if (scale.size() != 2) return expect_shape(name.c_str(), scale, {sizes.num_experts}, "[E] or [E, 2]");
-  expect_shape(name.c_str(), scale, {sizes.num_experts, 2}, "[E] or [E, 2]");
+ort::ConstTensor required(const ort::KernelContext& context, size_t index, const InputName& name) {
+  const std::optional<ort::ConstTensor> tensor = context.input(index);
+  require(tensor.has_value(), "input ", index, " (", name.prefix, name.name, ") is missing");
+  return *tensor;
+}
+
+void check_global_scale(const InputName& name, const Dimensions& scale, ProjectionSizes& sizes) {
+  if (scale.size() != 2) return expect_shape(name, scale, {sizes.num_experts}, "[E] or [E, 2]");
+  expect_shape(name, scale, {sizes.num_experts, 2}, "[E] or [E, 2]");
   sizes.global_scales = 2;
 }
 
@@ -40,25 +46,24 @@ Precision read_precision(const Attributes& attributes) { return precision_of(att
 
 ProjectionSizes check_projection(const InputShapes& shapes, const ProjectionInputs& inputs, const BlockFormat& format) {
   ProjectionSizes sizes;
-  const auto name = [&](const char* end) { return inputs.prefix + end; };
   if (const auto& weights = shapes[inputs.weights()]) {
-    expect_shape(name("weights").c_str(), *weights, {kUnknown, kUnknown, kUnknown}, "[E, N, K/2]");
-    sizes.num_experts = weights->at(0);
-    sizes.rows = weights->at(1);
-    sizes.columns = weights->at(2) == kUnknown ? kUnknown : 2 * weights->at(2);
+    expect_shape(inputs.name("weights"), *weights, {kUnknown, kUnknown, kUnknown}, "[E, N, K/2]");
+    sizes.num_experts = (*weights)[0];
+    sizes.rows = (*weights)[1];
+    sizes.columns = (*weights)[2] == kUnknown ? kUnknown : 2 * (*weights)[2];
   }
   if (sizes.columns != kUnknown) {
-    require(sizes.columns % format.block_size == 0, "input ", name("weights"), " has K = ", sizes.columns,
+    require(sizes.columns % format.block_size == 0, "input ", inputs.prefix, "weights has K = ", sizes.columns,
             " columns, which is no multiple of ", format_name(format.format), "'s block of ", format.block_size,
             ": pad K with zeros");
   }
   if (const auto& scales = shapes[inputs.scales()]) {
     const int64_t blocks = sizes.columns == kUnknown ? kUnknown : format.blocks(sizes.columns);
-    expect_shape(name("scales").c_str(), *scales, {sizes.num_experts, sizes.rows, blocks}, "[E, N, K/block]");
+    expect_shape(inputs.name("scales"), *scales, {sizes.num_experts, sizes.rows, blocks}, "[E, N, K/block]");
   }
-  if (const auto& scale = shapes[inputs.global_scale()]) check_global_scale(name("global_scale"), *scale, sizes);
+  if (const auto& scale = shapes[inputs.global_scale()]) check_global_scale(inputs.name("global_scale"), *scale, sizes);
   if (const auto& bias = shapes[inputs.bias()]) {
-    expect_shape(name("bias").c_str(), *bias, {sizes.num_experts, sizes.rows}, "[E, N]");
+    expect_shape(inputs.name("bias"), *bias, {sizes.num_experts, sizes.rows}, "[E, N]");
   }
   return sizes;
 }
@@ -76,8 +81,8 @@ std::optional<Dimensions> dimensions_of(const std::optional<ort::ConstTensor>& t
 }
 
 ProjectionTensors::ProjectionTensors(const ort::KernelContext& context, const ProjectionInputs& inputs)
-    : weights(context.required_input(inputs.weights(), (inputs.prefix + "weights").c_str())),
-      scales(context.required_input(inputs.scales(), (inputs.prefix + "scales").c_str())),
+    : weights(required(context, inputs.weights(), inputs.name("weights"))),
+      scales(required(context, inputs.scales(), inputs.name("scales"))),
       global_scale(context.input(inputs.global_scale())),
       bias(context.input(inputs.bias())) {}
 

@@ -19,8 +19,9 @@ struct ProjectionSizes {
 // Where a projection's inputs are among a node's, and what their names begin with.
 struct ProjectionInputs {
   size_t first;
-  std::string prefix;
+  const char* prefix;
 
+  InputName name(const char* end) const { return {prefix, end}; }
   size_t weights() const { return first; }
   size_t scales() const { return first + 1; }
   size_t global_scale() const { return first + 2; }

@@ -24,7 +24,7 @@ Sizes check_shapes(const InputShapes& shapes, bool has_gate) {
   }
   if (const auto& gate = shapes[kGateWeight]) {
     expect_shape("gate_weight", *gate, {kUnknown, sizes.hidden_size}, "[E, H]");
-    sizes = {gate->at(0), gate->at(1)};
+    sizes = {(*gate)[0], (*gate)[1]};
   }
   if (const auto& bias = shapes[kGateBias]) expect_shape("gate_bias", *bias, {sizes.num_experts}, "[E]");
   if (const auto& bias = shapes[kCorrectionBias]) expect_shape("correction_bias", *bias, {sizes.num_experts}, "[E]");

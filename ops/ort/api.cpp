@@ -57,11 +57,11 @@ ConstTensor::ConstTensor(const OrtApi* api, const OrtValue* value) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(api, GetTensorTypeAndShape(api, value, &info));
   const ShapeInfo owner(info, ReleaseShapeInfo{api});
-  check(api, GetTensorElementType(api, info, &shape_.type));
+  check(api, GetTensorElementType(api, info, &type_));
   size_t rank = 0;
   check(api, GetDimensionsCount(api, info, &rank));
-  shape_.dimensions.resize(rank);
-  check(api, GetDimensions(api, info, shape_.dimensions.data(), rank));
+  dimensions_.resize(rank);
+  check(api, GetDimensions(api, info, dimensions_.data(), rank));
   check(api, GetTensorData(api, value, &data_));
 }
 
@@ -137,7 +137,7 @@ ConstTensor KernelContext::required_input(size_t index, const char* name) const 
   return *tensor;
 }
 
-void* KernelContext::output(size_t index, const std::vector<int64_t>& dimensions) const {
+void* KernelContext::output(size_t index, const Dimensions& dimensions) const {
   size_t count = 0;
   check(api_, KernelContext_GetOutputCount(api_, context_, &count));
   if (index >= count) return nullptr;

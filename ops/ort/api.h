@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "core/parallel.h"
 #include "ort/abi.h"
+#include "ort/dimensions.h"
 
 namespace onnx_moe::ort {
 
@@ -48,9 +49,8 @@ class ConstTensor {
  public:
   ConstTensor(const OrtApi* api, const OrtValue* value);
 
-  int type() const { return shape_.type; }
-  const std::vector<int64_t>& dimensions() const { return shape_.dimensions; }
-  size_t rank() const { return shape_.rank(); }
+  int type() const { return type_; }
+  const Dimensions& dimensions() const { return dimensions_; }
   const void* data() const { return data_; }
   template <typename T>
   const T* as() const {
@@ -58,7 +58,8 @@ class ConstTensor {
   }
 
  private:
-  Shape shape_;
+  int type_ = 0;
+  Dimensions dimensions_;
   const void* data_ = nullptr;
 };
 
@@ -92,7 +93,7 @@ class KernelContext final : public Host {
   std::optional<ConstTensor> input(size_t index) const;
   ConstTensor required_input(size_t index, const char* name) const;
   // Memory of an output of this shape; null for an optional output that is left out.
-  void* output(size_t index, const std::vector<int64_t>& dimensions) const;
+  void* output(size_t index, const Dimensions& dimensions) const;
 
   void parallel_for(Task task, void* state, size_t count) override;
   void* allocate(size_t bytes) override { return allocator_->Alloc(allocator_, bytes); }

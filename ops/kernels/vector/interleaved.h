@@ -164,19 +164,30 @@ class InterleavedStream {
       odd[line] = Isa::high_codes(codes);
     });
     const Vector scale = load_block_scales<kFormat>(weights, column);
-    Ints total[RowCount];
+    // Limbs are summed apart while registers last, so that no product waits for that of another limb.
+    constexpr int kSums = RowCount * Limbs <= 3 * Isa::kInterleavedRows / 2 ? Limbs : 1;
+    Ints sums[RowCount][kSums];
     unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
-      total[m] = kBiased && Limbs == 1 ? Isa::broadcast_dword(x.row[m] + x.starts) : Isa::zero_ints();
+      for (Ints& limb : sums[m]) limb = Isa::zero_ints();
+      if constexpr (kBiased && Limbs == 1) sums[m][0] = Isa::broadcast_dword(x.row[m] + x.starts);
     });
     unroll<Limbs>([&](auto index) ONNX_MOE_INLINE {
-      if constexpr (index > 0) unroll<RowCount>([&](auto m) ONNX_MOE_INLINE { total[m] = Isa::shift_limb(total[m]); });
+      constexpr int kSum = kSums == 1 ? 0 : index;
+      if constexpr (index > 0 && kSums == 1) {
+        unroll<RowCount>([&](auto m) ONNX_MOE_INLINE { sums[m][0] = Isa::shift_limb(sums[m][0]); });
+      }
       unroll<2 * kLines>([&](auto half) ONNX_MOE_INLINE {
         constexpr int64_t kOffset = (Limbs - 1 - index) * kChunk + half / 2 * 4 + half % 2 * (kChunk / 2);
         const Ints codes = half % 2 == 0 ? even[half / 2] : odd[half / 2];
         unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
-          total[m] = Isa::dot(total[m], codes, Isa::broadcast_dword(x.row[m] + x.digits + kOffset));
+          sums[m][kSum] = Isa::dot(sums[m][kSum], codes, Isa::broadcast_dword(x.row[m] + x.digits + kOffset));
         });
       });
+    });
+    Ints total[RowCount];
+    unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
+      total[m] = sums[m][0];
+      for (int limb = 1; limb < kSums; ++limb) total[m] = Isa::add_ints(Isa::shift_limb(total[m]), sums[m][limb]);
     });
     unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
       if constexpr (kBiased && Limbs > 1) {
