@@ -33,16 +33,17 @@ def block_model(
     gate_up: dict[str, Any] | None = None,
     down: dict[str, Any] | None = None,
     outputs: Sequence[str] = ("y",),
+    size: int = OUTPUT,
 ) -> onnx.ModelProto:
-    """Router, gate and up projection, down projection; `extras` adds every optional input."""
+    """Router, gate and up projection, down projection to `size` columns; `extras` adds every optional input."""
     rng = np.random.default_rng(3)
     experts, rows, element = ROUTED + SHARED, 2 * 64, DTYPES[dtype]
     arrays: dict[str, Any] = {
         "gate": rng.standard_normal((ROUTED, HIDDEN)).astype(element),
         "w1": rng.integers(0, 256, (experts, rows, HIDDEN // 2), np.uint8),
         "s1": rng.integers(118, 124, (experts, rows, HIDDEN // 32), np.uint8),
-        "w2": rng.integers(0, 256, (experts, OUTPUT, 32), np.uint8),
-        "s2": rng.integers(118, 124, (experts, OUTPUT, 2), np.uint8),
+        "w2": rng.integers(0, 256, (experts, size, 32), np.uint8),
+        "s2": rng.integers(118, 124, (experts, size, 2), np.uint8),
     }
     if extras:
         arrays |= {
@@ -51,7 +52,7 @@ def block_model(
             "g1": rng.uniform(0.5, 2, (experts, 2)).astype(np.float32),
             "b1": rng.standard_normal((experts, rows)).astype(element),
             "g2": rng.uniform(0.5, 2, experts).astype(np.float32),
-            "b2": rng.standard_normal((experts, OUTPUT)).astype(np.float32),
+            "b2": rng.standard_normal((experts, size)).astype(np.float32),
         }
 
     def given(*names: str) -> list[str]:
@@ -67,7 +68,7 @@ def block_model(
     ]
     types: dict[str, tuple[Any, list[Any]]] = {
         "x": (element, ["t", HIDDEN]),
-        "y": (element, ["t", OUTPUT]),
+        "y": (element, ["t", size]),
         "ids": (np.int32, ["t", 4]),
         "h": (element, ["t", 4, 64]),
     }
@@ -101,7 +102,8 @@ def run(model: onnx.ModelProto, x: Any, kernel: str = "auto", threads: int = 2, 
     options.intra_op_num_threads = threads
     if plugin:
         onnx_moe.register(options)
-    y = np.empty((len(x), OUTPUT), x.dtype)
+    size = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    y = np.empty((len(x), size), x.dtype)
     with _native.use_kernel(kernel):
         return run_poisoned(model, options, {"x": x}, {"y": y})["y"]
 
@@ -109,10 +111,11 @@ def run(model: onnx.ModelProto, x: Any, kernel: str = "auto", threads: int = 2, 
 @pytest.mark.parametrize("kernel", _native.kernel_names())
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("level", [0, 2, 4])
-@pytest.mark.parametrize("extras", [False, True])
-def test_same_bytes_as_three_nodes(kernel: str, dtype: str, level: int, extras: bool) -> None:
-    attributes = {"accuracy_level": level}
-    three = block_model(dtype, extras, gate_up=attributes, down=attributes)
+@pytest.mark.parametrize(("extras", "layout"), [(False, "rows"), (True, "rows"), (True, "interleaved")])
+def test_same_bytes_as_three_nodes(kernel: str, dtype: str, level: int, extras: bool, layout: str) -> None:
+    attributes = {"accuracy_level": level, "weight_layout": layout}
+    size = OUTPUT if layout == "rows" else 48
+    three = block_model(dtype, extras, gate_up=attributes, down=attributes, size=size)
     one = fused(three)
     for tokens in (0, 1, 3, 40):
         x = np.random.default_rng(tokens).standard_normal((tokens, HIDDEN)).astype(DTYPES[dtype])
@@ -148,9 +151,10 @@ def test_shape_inference() -> None:
         block_model(outputs=("y", "ids")),
         block_model(outputs=("y", "h")),
         block_model(gate_up={"accuracy_level": 4}),
+        block_model(down={"weight_layout": "interleaved"}),
         block_model(down={"activation": "relu"}),
     ],
-    ids=["ids are used", "intermediate is used", "levels differ", "down has an activation"],
+    ids=["ids are used", "intermediate is used", "levels differ", "layouts differ", "down has an activation"],
 )
 def test_left_as_it_is(model: onnx.ModelProto) -> None:
     graph = ir.from_proto(model)
