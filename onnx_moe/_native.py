@@ -113,6 +113,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
         ctypes.c_int,
         (
             ctypes.c_void_p,
+            ctypes.c_int32,
+            ctypes.c_int64,
             ctypes.c_int64,
             ctypes.c_int64,
             ctypes.c_void_p,

@@ -106,11 +106,14 @@ int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* weights) {
   return guarded([&] { onnx_moe::dequantize(onnx_moe::fp4_matrix(*matrix), weights); });
 }
 
-int onnx_moe_group_tokens(const int32_t* expert_ids, int64_t assignments, int64_t num_experts, int64_t* order,
-                          int64_t* offsets, int64_t* inverse) {
+int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes, int64_t tokens, int64_t slots, int64_t num_experts,
+                          int64_t* order, int64_t* offsets, int64_t* inverse) {
   return guarded([&] {
-    onnx_moe::group_tokens_by_expert<int32_t, int64_t>(expert_ids, assignments, 1, num_experts, order, offsets,
-                                                       inverse);
+    onnx_moe::require(id_bytes == 4 || id_bytes == 8, "id_bytes is ", id_bytes, ": use 4 (int32) or 8 (int64)");
+    const auto group = [&](const auto* ids) {
+      onnx_moe::group_tokens_by_expert(ids, tokens * slots, slots, num_experts, order, offsets, inverse);
+    };
+    id_bytes == 4 ? group(static_cast<const int32_t*>(expert_ids)) : group(static_cast<const int64_t*>(expert_ids));
   });
 }
 

@@ -82,11 +82,12 @@ ONNX_MOE_API int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* w
 
 /* ---- dispatch ----------------------------------------------------------------------------------------------- */
 
-/* Groups assignments by expert: a stable counting sort of expert_ids [assignments], in O(assignments + experts).
+/* Groups assignments by expert: a stable counting sort of expert_ids [tokens, slots], in O(assignments + experts).
+ * id_bytes is 4 for int32 ids, 8 for int64.
  * order[i] is the flat index of the i-th assignment in expert order; offsets [num_experts + 1] delimits the experts;
  * inverse (may be NULL) is the inverse permutation. An id outside [0, num_experts) is an error. */
-ONNX_MOE_API int onnx_moe_group_tokens(const int32_t* expert_ids, int64_t assignments, int64_t num_experts,
-                                       int64_t* order, int64_t* offsets, int64_t* inverse);
+ONNX_MOE_API int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes, int64_t tokens, int64_t slots,
+                                       int64_t num_experts, int64_t* order, int64_t* offsets, int64_t* inverse);
 
 /* ---- the operators, without ONNX Runtime -------------------------------------------------------------------- */
 

@@ -49,7 +49,8 @@ def grouping(assignments: int, num_experts: int, with_inverse: bool, side: str |
     order, inverse = (guarded.place(np.full(assignments, -1, np.int64)) for _ in range(2))
     offsets = guarded.place(np.full(num_experts + 1, -1, np.int64))
     pointers = (order.ctypes.data, offsets.ctypes.data, inverse.ctypes.data if with_inverse else None)
-    _native.check(_native.library().onnx_moe_group_tokens(ids.ctypes.data, assignments, num_experts, *pointers))
+    library = _native.library()
+    _native.check(library.onnx_moe_group_tokens(ids.ctypes.data, 4, assignments, 1, num_experts, *pointers))
     return order.tobytes() + offsets.tobytes() + inverse.tobytes()
 
 

@@ -20,7 +20,7 @@ def group(expert_ids: Array, num_experts: int) -> tuple[Array, Array, Array]:
     order, inverse = np.full(flat.size, -1, np.int64), np.full(flat.size, -1, np.int64)
     offsets = np.full(num_experts + 1, -1, np.int64)
     pointers = (array.ctypes.data for array in (order, offsets, inverse))
-    _native.check(_native.library().onnx_moe_group_tokens(flat.ctypes.data, flat.size, num_experts, *pointers))
+    _native.check(_native.library().onnx_moe_group_tokens(flat.ctypes.data, 4, flat.size, 1, num_experts, *pointers))
     return order, offsets, inverse
 
 

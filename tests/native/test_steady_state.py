@@ -67,7 +67,9 @@ def counters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_runs_allocate_nothing(counters: Path, tmp_path: Path, form: str, level: int) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "layer.onnx"), form, str(level)]
     environment = {**os.environ, "LD_PRELOAD": str(counters)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert result.returncode == 0, result.stderr
     allocations, threads = map(int, result.stdout.split()[-2:])
     assert (allocations, threads) == (0, 0)
