@@ -413,7 +413,7 @@ def _races(text):
         ):
             loc = next(
                 (
-                    f"{os.path.basename(f)}:{l}"  # noqa: F821
+                    f"{os.path.basename(f)}:{number}"
                     for f, number in re.findall(r"(\S+):(\d+):\d+", body)
                     if os.path.dirname(f) != SHIM
                 ),
