@@ -1,6 +1,7 @@
 #include "operators/block_operator.h"
 
 #include "kernels/registry.h"
+#include "operators/device.h"
 #include "operators/router_operator.h"
 
 namespace onnx_moe {
@@ -56,6 +57,7 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
   const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
   if (sizes.routed_experts != kUnknown) validate(router_, sizes.routed_experts);
   validate(activation_, sizes.gate_up.rows == kUnknown ? 2 : sizes.gate_up.rows);
+  expect_cpu(info, node_label(info, definition));
 }
 
 void BlockOperator::compute(ort::KernelContext& context) {

@@ -1,6 +1,9 @@
 #include "operators/expert_gemm_operator.h"
 
 #include "kernels/registry.h"
+#ifdef ONNX_MOE_METAL
+#include "runtime/backend.h"
+#endif
 
 namespace onnx_moe {
 
@@ -53,7 +56,8 @@ ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo&
     : OperatorKernel(api, info, definition, type),
       format_(read_format(attributes)),
       activation_(read_activation(attributes)),
-      precision_(read_precision(attributes)) {
+      precision_(read_precision(attributes)),
+      device_(read_device(info)) {
   check_scale_type(info, kProjection, format_);
   const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
   const int64_t rows = sizes.rows == kUnknown ? 2 : sizes.rows;
@@ -80,10 +84,19 @@ void ExpertGemmOperator::compute(ort::KernelContext& context) {
   if (expert_weights) dimensions.pop_back();
   dimensions.push_back(activation_.output_columns(sizes.rows));
   void* y = context.output(0, dimensions);
-  expert_gemm(current_kernel(), activation_, weights,
-              {type(), precision_, leading_rows(ids.dimensions()), sizes.slots, sizes.x_per_slot, x.data(),
-               ids.as<int32_t>(), expert_weights ? expert_weights->as<float>() : nullptr, y},
-              context);
+  const ExpertGemmInput input{type(),
+                              precision_,
+                              leading_rows(ids.dimensions()),
+                              sizes.slots,
+                              sizes.x_per_slot,
+                              x.data(),
+                              ids.as<int32_t>(),
+                              expert_weights ? expert_weights->as<float>() : nullptr,
+                              y};
+#ifdef ONNX_MOE_METAL
+  if (device_ == Device::kMetal) return metal::Backend::get()->expert_gemm(activation_, weights, input);
+#endif
+  expert_gemm(current_kernel(), activation_, weights, input, context);
 }
 
 void ExpertGemmOperator::infer_shapes(const ort::ShapeInference& inference) {

@@ -18,8 +18,9 @@ struct os_log {  // metal_logging: accepted, not printed
   template <class... A> \
   void n(const __constant char*, A...) const AS {}
   MSL_LOG(__private, log_debug)
-  MSL_LOG(__private, log_info) MSL_LOG(__private, log_error) MSL_LOG(__private, log) MSL_LOG(__constant, log_debug)
-      MSL_LOG(__constant, log_info) MSL_LOG(__constant, log_error) MSL_LOG(__constant, log)
+  MSL_LOG(__private, log_info)
+  MSL_LOG(__private, log_error) MSL_LOG(__private, log) MSL_LOG(__constant, log_debug) MSL_LOG(__constant, log_info)
+      MSL_LOG(__constant, log_error) MSL_LOG(__constant, log)
 #else
   MSL_V constexpr os_log(const char*, const char*) {}
 #define MSL_LOG(n)      \
@@ -38,10 +39,11 @@ struct os_log {  // metal_logging: accepted, not printed
     return metal::n(x);                       \
   }
 MSL_X(fabs)
-MSL_X(acos) MSL_X(acosh) MSL_X(asin) MSL_X(asinh) MSL_X(atan) MSL_X(atanh) MSL_X(ceil) MSL_X(cos) MSL_X(cosh)
-    MSL_X(cospi) MSL_X(exp) MSL_X(exp10) MSL_X(exp2) MSL_X(floor) MSL_X(fract) MSL_X(log) MSL_X(log10) MSL_X(log2)
-        MSL_X(rint) MSL_X(round) MSL_X(rsqrt) MSL_X(sin) MSL_X(sinh) MSL_X(sinpi) MSL_X(sqrt) MSL_X(tan) MSL_X(tanh)
-            MSL_X(tanpi) MSL_X(trunc)
+MSL_X(acos)
+MSL_X(acosh) MSL_X(asin) MSL_X(asinh) MSL_X(atan) MSL_X(atanh) MSL_X(ceil) MSL_X(cos) MSL_X(cosh) MSL_X(cospi)
+    MSL_X(exp) MSL_X(exp10) MSL_X(exp2) MSL_X(floor) MSL_X(fract) MSL_X(log) MSL_X(log10) MSL_X(log2) MSL_X(rint)
+        MSL_X(round) MSL_X(rsqrt) MSL_X(sin) MSL_X(sinh) MSL_X(sinpi) MSL_X(sqrt) MSL_X(tan) MSL_X(tanh) MSL_X(tanpi)
+            MSL_X(trunc)
 #undef MSL_X
 #define MSL_X(n)                                   \
   template <class T>                               \
@@ -67,8 +69,9 @@ MSL_F float __metal_ldexp(float x, int k, bool = false) { return metal::ldexp(x,
     return metal::simd_##n(x);       \
   }
 MSL_X(sum)
-MSL_X(product) MSL_X(min) MSL_X(max) MSL_X(prefix_exclusive_product) MSL_X(prefix_exclusive_sum)
-    MSL_X(prefix_inclusive_product) MSL_X(prefix_inclusive_sum)
+MSL_X(product)
+MSL_X(min) MSL_X(max) MSL_X(prefix_exclusive_product) MSL_X(prefix_exclusive_sum) MSL_X(prefix_inclusive_product)
+    MSL_X(prefix_inclusive_sum)
 #undef MSL_X
         MSL_F float __metal_simd_xor(float x) {
   return x;
@@ -79,11 +82,11 @@ MSL_X(product) MSL_X(min) MSL_X(max) MSL_X(prefix_exclusive_product) MSL_X(prefi
     return metal::simd_##n(x, k);              \
   }
 MSL_X(broadcast)
-MSL_X(shuffle) MSL_X(shuffle_down) MSL_X(shuffle_up) MSL_X(shuffle_rotate_down) MSL_X(shuffle_rotate_up)
-    MSL_X(shuffle_xor)
+MSL_X(shuffle)
+MSL_X(shuffle_down) MSL_X(shuffle_up) MSL_X(shuffle_rotate_down) MSL_X(shuffle_rotate_up) MSL_X(shuffle_xor)
 #undef MSL_X
-        template <class T>
-        MSL_F auto __metal_simd_shuffle_and_fill_down(T a, T b, ushort d, ushort m) {
+    template <class T>
+    MSL_F auto __metal_simd_shuffle_and_fill_down(T a, T b, ushort d, ushort m) {
   return metal::simd_shuffle_and_fill_down(a, b, d, m);
 }
 template <class T>

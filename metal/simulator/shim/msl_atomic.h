@@ -154,10 +154,11 @@ MSL_F T msl_rmw(volatile atomic<T>* p, F f) {
     return ok;                                                                                            \
   }
 #endif
-#define MSL_X(AS)                                                                               \
-  MSL_RMW(add, a + b, AS)                                                                       \
-  MSL_RMW(sub, a - b, AS) MSL_RMW(and, a& b, AS) MSL_RMW(or, a | b, AS) MSL_RMW(xor, a ^ b, AS) \
-      MSL_RMW(min, metal::min(a, b), AS) MSL_RMW(max, metal::max(a, b), AS) MSL_LS(AS)
+#define MSL_X(AS)                                                                                          \
+  MSL_RMW(add, a + b, AS)                                                                                  \
+  MSL_RMW(sub, a - b, AS)                                                                                  \
+  MSL_RMW(and, a& b, AS) MSL_RMW(or, a | b, AS) MSL_RMW(xor, a ^ b, AS) MSL_RMW(min, metal::min(a, b), AS) \
+      MSL_RMW(max, metal::max(a, b), AS) MSL_LS(AS)
 MSL_EACH_SHARED(MSL_X)
 #undef MSL_X
 MSL_F void atomic_thread_fence(mem_flags, memory_order, thread_scope = thread_scope_device) {

@@ -273,8 +273,9 @@ struct is_int_impl : false_type {};
   template <>    \
   struct is_int_impl<T> : true_type {};
 MSL_X(bool)
-MSL_X(char) MSL_X(signed char) MSL_X(unsigned char) MSL_X(short) MSL_X(unsigned short) MSL_X(int) MSL_X(unsigned)
-    MSL_X(long) MSL_X(unsigned long)
+MSL_X(char)
+MSL_X(signed char) MSL_X(unsigned char) MSL_X(short) MSL_X(unsigned short) MSL_X(int) MSL_X(unsigned) MSL_X(long)
+    MSL_X(unsigned long)
 #if !defined(MSL_CHECK)
         MSL_X(long long) MSL_X(unsigned long long)
 #endif
@@ -381,8 +382,9 @@ using _conjunction = conjunction<B...>;
   template <class T> \
   constexpr bool n##_v = n<T>::value;
 MSL_X(is_integral)
-MSL_X(is_floating_point) MSL_X(is_arithmetic) MSL_X(is_scalar) MSL_X(is_signed) MSL_X(is_unsigned) MSL_X(is_pointer)
-    MSL_X(is_const) MSL_X(is_reference) MSL_X(is_void) MSL_X(is_enum) MSL_X(is_class)
+MSL_X(is_floating_point)
+MSL_X(is_arithmetic) MSL_X(is_scalar) MSL_X(is_signed) MSL_X(is_unsigned) MSL_X(is_pointer) MSL_X(is_const)
+    MSL_X(is_reference) MSL_X(is_void) MSL_X(is_enum) MSL_X(is_class)
 #undef MSL_X
         template <class A, class B>
         constexpr bool is_same_v = is_same<A, B>::value;
@@ -519,23 +521,23 @@ struct bfloat {
     a = S(a op b);                        \
     return a;                             \
   }
-#define MSL_SF(S)                                                                                             \
-  MSL_SF_OP(S, +)                                                                                             \
-  MSL_SF_OP(S, -) MSL_SF_OP(S, *) MSL_SF_OP(S, /) MSL_SF_CMP(S, ==) MSL_SF_CMP(S, !=) MSL_SF_CMP(S, <)        \
-      MSL_SF_CMP(S, >) MSL_SF_CMP(S, <=) MSL_SF_CMP(S, >=) MSL_SF_ASG(S, +) MSL_SF_ASG(S, -) MSL_SF_ASG(S, *) \
-          MSL_SF_ASG(S, /) MSL_C S                                                                            \
-          operator-(S a) {                                                                                    \
-    return S(-(float)a);                                                                                      \
-  }                                                                                                           \
-  MSL_C S operator+(S a) { return a; }                                                                        \
-  MSL_C bool operator!(S a) { return !(float)a; }                                                             \
-  MSL_C S& operator++(S& a) {                                                                                 \
-    a = S((float)a + 1.0f);                                                                                   \
-    return a;                                                                                                 \
-  }                                                                                                           \
-  MSL_C S& operator--(S& a) {                                                                                 \
-    a = S((float)a - 1.0f);                                                                                   \
-    return a;                                                                                                 \
+#define MSL_SF(S)                                                                                                     \
+  MSL_SF_OP(S, +)                                                                                                     \
+  MSL_SF_OP(S, -)                                                                                                     \
+  MSL_SF_OP(S, *) MSL_SF_OP(S, /) MSL_SF_CMP(S, ==) MSL_SF_CMP(S, !=) MSL_SF_CMP(S, <) MSL_SF_CMP(S, >)               \
+      MSL_SF_CMP(S, <=) MSL_SF_CMP(S, >=) MSL_SF_ASG(S, +) MSL_SF_ASG(S, -) MSL_SF_ASG(S, *) MSL_SF_ASG(S, /) MSL_C S \
+      operator-(S a) {                                                                                                \
+    return S(-(float)a);                                                                                              \
+  }                                                                                                                   \
+  MSL_C S operator+(S a) { return a; }                                                                                \
+  MSL_C bool operator!(S a) { return !(float)a; }                                                                     \
+  MSL_C S& operator++(S& a) {                                                                                         \
+    a = S((float)a + 1.0f);                                                                                           \
+    return a;                                                                                                         \
+  }                                                                                                                   \
+  MSL_C S& operator--(S& a) {                                                                                         \
+    a = S((float)a - 1.0f);                                                                                           \
+    return a;                                                                                                         \
   }
 #if !defined(MSL_CHECK)
 MSL_SF(half)
@@ -822,8 +824,9 @@ struct vop<A, B, true> {
 #define MSL_ARI(op) MSL_VOP(typename P::E, op)
 #define MSL_CMP(op) MSL_VOP(bool, op)
 MSL_ARI(+)
-MSL_ARI(-) MSL_ARI(*) MSL_ARI(/) MSL_ARI(%) MSL_ARI(&) MSL_ARI(|) MSL_ARI(^) MSL_ARI(<<) MSL_ARI(>>) MSL_CMP(==)
-    MSL_CMP(!=) MSL_CMP(<) MSL_CMP(>) MSL_CMP(<=) MSL_CMP(>=) MSL_CMP(&&) MSL_CMP(||)
+MSL_ARI(-)
+MSL_ARI(*) MSL_ARI(/) MSL_ARI(%) MSL_ARI(&) MSL_ARI(|) MSL_ARI(^) MSL_ARI(<<) MSL_ARI(>>) MSL_CMP(==) MSL_CMP(!=)
+    MSL_CMP(<) MSL_CMP(>) MSL_CMP(<=) MSL_CMP(>=) MSL_CMP(&&) MSL_CMP(||)
 #define MSL_UN(RT, op)                                               \
   template <class A, class = enable_if_t<is_vec<A>>>                 \
   MSL_V constexpr vec<RT, vt<A>::n> operator op(A a) {               \

@@ -24,7 +24,8 @@ struct msl_int_limits {
   template <>    \
   struct numeric_limits<T> : msl_int_limits<T> {};
 MSL_X(char)
-MSL_X(signed char) MSL_X(uchar) MSL_X(short) MSL_X(ushort) MSL_X(int) MSL_X(uint) MSL_X(long) MSL_X(ulong)
+MSL_X(signed char)
+MSL_X(uchar) MSL_X(short) MSL_X(ushort) MSL_X(int) MSL_X(uint) MSL_X(long) MSL_X(ulong)
 #undef MSL_X
     template <>
     struct numeric_limits<bool> {
@@ -193,12 +194,12 @@ MSL_V auto msl_map(F f, A... a) {
 #endif
 
 MSL_FLT1(exp, MSL_M1(expf, x))
-MSL_FLT1(exp2, MSL_M1(exp2f, x)) MSL_FLT1(exp10, MSL_M2(powf, 10.0f, x)) MSL_FLT1(log, MSL_M1(logf, x))
-    MSL_FLT1(log2, MSL_M1(log2f, x)) MSL_FLT1(log10, MSL_M1(log10f, x)) MSL_FLT1(sin, MSL_M1(sinf, x)) MSL_FLT1(
-        cos, MSL_M1(cosf, x)) MSL_FLT1(tan, MSL_M1(tanf, x)) MSL_FLT1(asin, MSL_M1(asinf, x)) MSL_FLT1(acos,
-                                                                                                       MSL_M1(acosf, x))
-        MSL_FLT1(atan, MSL_M1(atanf, x)) MSL_FLT1(sinh, MSL_M1(sinhf, x)) MSL_FLT1(cosh, MSL_M1(coshf, x))
-            MSL_FLT1(tanh, MSL_M1(tanhf, x)) MSL_FLT1(asinh, MSL_M1(asinhf, x)) MSL_FLT1(acosh, MSL_M1(acoshf, x))
+MSL_FLT1(exp2, MSL_M1(exp2f, x))
+MSL_FLT1(exp10, MSL_M2(powf, 10.0f, x)) MSL_FLT1(log, MSL_M1(logf, x)) MSL_FLT1(log2, MSL_M1(log2f, x))
+    MSL_FLT1(log10, MSL_M1(log10f, x)) MSL_FLT1(sin, MSL_M1(sinf, x)) MSL_FLT1(cos, MSL_M1(cosf, x))
+        MSL_FLT1(tan, MSL_M1(tanf, x)) MSL_FLT1(asin, MSL_M1(asinf, x)) MSL_FLT1(acos, MSL_M1(acosf, x))
+            MSL_FLT1(atan, MSL_M1(atanf, x)) MSL_FLT1(sinh, MSL_M1(sinhf, x)) MSL_FLT1(cosh, MSL_M1(coshf, x)) MSL_FLT1(
+                tanh, MSL_M1(tanhf, x)) MSL_FLT1(asinh, MSL_M1(asinhf, x)) MSL_FLT1(acosh, MSL_M1(acoshf, x))
                 MSL_FLT1(atanh, MSL_M1(atanhf, x)) MSL_FLT1(sinpi, MSL_M1(sinf, x * 3.14159265358979f)) MSL_FLT1(
                     cospi, MSL_M1(cosf, x * 3.14159265358979f)) MSL_FLT1(tanpi, MSL_M1(tanf, x * 3.14159265358979f))
                     MSL_FLT1(sqrt, MSL_M1(sqrtf, x)) MSL_FLT1(rsqrt, 1.0f / MSL_M1(sqrtf, x)) MSL_FLT1(
@@ -343,13 +344,13 @@ MSL_V T msl_mulhi(T a, T b) {
   }
 }
 MSL_ANY1(clz, msl_clz(x))
-MSL_ANY1(ctz, msl_ctz(x)) MSL_ANY1(popcount, msl_pop(x)) MSL_ANY1(reverse_bits, msl_rev(x))
-    MSL_ANY2(rotate, msl_rot(x, y)) MSL_ANY2(addsat, msl_addsat(x, y)) MSL_ANY2(subsat, msl_subsat(x, y))
-        MSL_ANY2(mulhi, msl_mulhi(x, y)) MSL_ANY2(absdiff, x > y ? T(x - y) : T(y - x))
-            MSL_ANY2(hadd, T((x & y) + ((x ^ y) >> 1))) MSL_ANY2(rhadd, T((x | y) - ((x ^ y) >> 1)))
-                MSL_ANY3(mad24, T(x* y + z)) MSL_ANY2(mul24, T(x* y)) MSL_ANY3(madhi, T(msl_mulhi(x, y) + z))
-                    MSL_ANY3(madsat, msl_addsat(T(x* y), z)) template <class T>
-                    MSL_V T extract_bits(T x, uint off, uint bits) {
+MSL_ANY1(ctz, msl_ctz(x))
+MSL_ANY1(popcount, msl_pop(x)) MSL_ANY1(reverse_bits, msl_rev(x)) MSL_ANY2(rotate, msl_rot(x, y))
+    MSL_ANY2(addsat, msl_addsat(x, y)) MSL_ANY2(subsat, msl_subsat(x, y)) MSL_ANY2(mulhi, msl_mulhi(x, y))
+        MSL_ANY2(absdiff, x > y ? T(x - y) : T(y - x)) MSL_ANY2(hadd, T((x & y) + ((x ^ y) >> 1)))
+            MSL_ANY2(rhadd, T((x | y) - ((x ^ y) >> 1))) MSL_ANY3(mad24, T(x* y + z)) MSL_ANY2(mul24, T(x* y))
+                MSL_ANY3(madhi, T(msl_mulhi(x, y) + z)) MSL_ANY3(madsat, msl_addsat(T(x* y), z)) template <class T>
+                MSL_V T extract_bits(T x, uint off, uint bits) {
   if (bits == 0) return T(0);
   return T(T(make_unsigned_t<T>(x) << (msl_width<T>() - off - bits)) >> (msl_width<T>() - bits));
 }
@@ -474,20 +475,21 @@ MSL_V uint pack_float_to_unorm4x8(float4 v) {
 // precise:: and fast:: variants: the same correctly-behaved functions. Results
 // of fast:: on Apple GPUs differ in the last bits and in NaN/denormal handling.
 #define MSL_SAME(f) using metal::f;
-#define MSL_SAME_ALL                                                                                                 \
-  MSL_SAME(exp)                                                                                                      \
-  MSL_SAME(exp2) MSL_SAME(exp10) MSL_SAME(log) MSL_SAME(log2) MSL_SAME(log10) MSL_SAME(sin) MSL_SAME(cos)            \
-      MSL_SAME(tan) MSL_SAME(asin) MSL_SAME(acos) MSL_SAME(atan) MSL_SAME(sinh) MSL_SAME(cosh) MSL_SAME(tanh)        \
-          MSL_SAME(asinh) MSL_SAME(acosh) MSL_SAME(atanh) MSL_SAME(sinpi) MSL_SAME(cospi) MSL_SAME(tanpi)            \
-              MSL_SAME(sqrt) MSL_SAME(rsqrt) MSL_SAME(fabs) MSL_SAME(floor) MSL_SAME(ceil) MSL_SAME(trunc)           \
-                  MSL_SAME(round) MSL_SAME(rint) MSL_SAME(saturate) MSL_SAME(fract) MSL_SAME(pow) MSL_SAME(powr)     \
-                      MSL_SAME(atan2) MSL_SAME(fmod) MSL_SAME(fmin) MSL_SAME(fmax) MSL_SAME(fdim) MSL_SAME(fma)      \
-                          MSL_SAME(mix) MSL_SAME(divide) MSL_SAME(abs) MSL_SAME(min) MSL_SAME(max) MSL_SAME(clamp)   \
-                              MSL_SAME(min3) MSL_SAME(max3) MSL_SAME(median3) MSL_SAME(fmin3) MSL_SAME(fmax3)        \
-                                  MSL_SAME(fmedian3) MSL_SAME(sincos) MSL_SAME(modf) MSL_SAME(frexp) MSL_SAME(ldexp) \
-                                      MSL_SAME(nextafter) MSL_SAME(normalize) MSL_SAME(length) MSL_SAME(distance)    \
-                                          MSL_SAME(dot) MSL_SAME(isnan) MSL_SAME(isinf) MSL_SAME(isfinite)           \
-                                              MSL_SAME(sign) MSL_SAME(step) MSL_SAME(smoothstep)
+#define MSL_SAME_ALL                                                                                                  \
+  MSL_SAME(exp)                                                                                                       \
+  MSL_SAME(exp2)                                                                                                      \
+  MSL_SAME(exp10) MSL_SAME(log) MSL_SAME(log2) MSL_SAME(log10) MSL_SAME(sin) MSL_SAME(cos) MSL_SAME(tan)              \
+      MSL_SAME(asin) MSL_SAME(acos) MSL_SAME(atan) MSL_SAME(sinh) MSL_SAME(cosh) MSL_SAME(tanh) MSL_SAME(asinh)       \
+          MSL_SAME(acosh) MSL_SAME(atanh) MSL_SAME(sinpi) MSL_SAME(cospi) MSL_SAME(tanpi) MSL_SAME(sqrt)              \
+              MSL_SAME(rsqrt) MSL_SAME(fabs) MSL_SAME(floor) MSL_SAME(ceil) MSL_SAME(trunc) MSL_SAME(round)           \
+                  MSL_SAME(rint) MSL_SAME(saturate) MSL_SAME(fract) MSL_SAME(pow) MSL_SAME(powr) MSL_SAME(atan2)      \
+                      MSL_SAME(fmod) MSL_SAME(fmin) MSL_SAME(fmax) MSL_SAME(fdim) MSL_SAME(fma) MSL_SAME(mix)         \
+                          MSL_SAME(divide) MSL_SAME(abs) MSL_SAME(min) MSL_SAME(max) MSL_SAME(clamp) MSL_SAME(min3)   \
+                              MSL_SAME(max3) MSL_SAME(median3) MSL_SAME(fmin3) MSL_SAME(fmax3) MSL_SAME(fmedian3)     \
+                                  MSL_SAME(sincos) MSL_SAME(modf) MSL_SAME(frexp) MSL_SAME(ldexp) MSL_SAME(nextafter) \
+                                      MSL_SAME(normalize) MSL_SAME(length) MSL_SAME(distance) MSL_SAME(dot)           \
+                                          MSL_SAME(isnan) MSL_SAME(isinf) MSL_SAME(isfinite) MSL_SAME(sign)           \
+                                              MSL_SAME(step) MSL_SAME(smoothstep)
 namespace precise {
 MSL_SAME_ALL
 }

@@ -409,7 +409,8 @@ T msl_scan(T v) {
 #endif
 #define MSL_X(n) MSL_RED(simd_##n, msl_op_##n, 32) MSL_RED(quad_##n, msl_op_##n, 4)
 MSL_X(sum)
-MSL_X(product) MSL_X(min) MSL_X(max) MSL_X(and) MSL_X(or) MSL_X(xor)
+MSL_X(product)
+MSL_X(min) MSL_X(max) MSL_X(and) MSL_X(or) MSL_X(xor)
 #undef MSL_X
     MSL_SCAN(simd_prefix_inclusive_sum, msl_op_sum, 0) MSL_SCAN(simd_prefix_exclusive_sum, msl_op_sum, 1)
         MSL_SCAN(simd_prefix_inclusive_product, msl_op_product, 0)
