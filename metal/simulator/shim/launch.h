@@ -8,7 +8,7 @@ struct msl_thread;
 }
 typedef void (*KernelFn)(void**, void**, const mslns::msl_thread*);
 
-extern "C" struct MslLaunch {  // filled by the caller (mirrored in mslrun.py)
+extern "C" struct MslLaunch {  // filled by the caller (mirrored in runner.py)
   KernelFn fn;
   void** bufs;                // one pointer per buffer index
   const uint64_t* buf_bytes;  // 0: pass the pointer through, no guard copy

@@ -1,5 +1,5 @@
 // sanitized_main.cpp - runs one launch described by a job file; used for sanitizer
-// builds, which cannot be loaded into Python. Layout written by mslrun.py:
+// builds, which cannot be loaded into Python. Layout written by runner.py:
 //   MslLaunch | per buffer: uint64 size, bytes (16-byte aligned)
 // The file is mapped shared, so results and statistics are written in place.
 #include <fcntl.h>
