@@ -6,7 +6,7 @@ cd "$root"
 
 ruff check .
 ruff format --check .
-git ls-files -z 'ops/*.h' 'ops/*.cpp' 'tests/*.cpp' | xargs -0 clang-format --dry-run --Werror
+git ls-files -z 'ops/*.h' 'ops/*.cpp' 'metal/*.cpp' 'metal/runtime/*.h' 'metal/kernels/arguments.h' 'tests/*.cpp' | xargs -0 clang-format --dry-run --Werror
 
 # The sources lie in two folders that an install joins; mypy sees them joined.
 stage=$(mktemp -d)

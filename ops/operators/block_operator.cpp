@@ -1,6 +1,7 @@
 #include "operators/block_operator.h"
 
 #include "kernels/registry.h"
+#include "operators/device.h"
 #include "operators/router_operator.h"
 
 namespace onnx_moe {
@@ -59,6 +60,7 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
   validate(activation_, rows);
   validate(layout_, rows, activation_);
   validate(layout_, sizes.down.rows == kUnknown ? kGroupRows : sizes.down.rows, Activation{});
+  expect_cpu(info, node_label(info, definition));
 }
 
 void BlockOperator::compute(ort::KernelContext& context) {

@@ -1,6 +1,9 @@
 #include "operators/expert_gemm_operator.h"
 
 #include "kernels/registry.h"
+#ifdef ONNX_MOE_METAL
+#include "runtime/backend.h"
+#endif
 
 namespace onnx_moe {
 
@@ -55,7 +58,8 @@ ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo&
       format_(read_format(attributes)),
       layout_(read_weight_layout(attributes)),
       activation_(read_activation(attributes)),
-      precision_(read_precision(attributes)) {
+      precision_(read_precision(attributes)),
+      device_(read_device(info)) {
   check_scale_type(info, kProjection, format_);
   const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
   const int64_t rows = sizes.rows == kUnknown ? 2 * kGroupRows : sizes.rows;
@@ -63,6 +67,10 @@ ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo&
   validate(layout_, rows, activation_);
   require(sizes.global_scales == 1 || activation_.gated,
           "input global_scale is [E, 2] (gate, up), but gated is 0: use one scale an expert");
+  if (device_ == Device::kMetal && layout_ == WeightLayout::kInterleaved) {
+    device_ = Device::kCpu;
+    info.warn(node_label(info, definition) + " runs on the CPU: weight_layout interleaved is for its kernels alone");
+  }
 }
 
 void ExpertGemmOperator::compute(ort::KernelContext& context) {
@@ -83,10 +91,19 @@ void ExpertGemmOperator::compute(ort::KernelContext& context) {
   if (expert_weights) dimensions.pop_back();
   dimensions.push_back(activation_.output_columns(sizes.rows));
   void* y = context.output(0, dimensions);
-  expert_gemm(current_kernel(), activation_, weights,
-              {type(), precision_, leading_rows(ids.dimensions()), sizes.slots, sizes.x_per_slot, x.data(),
-               ids.as<int32_t>(), expert_weights ? expert_weights->as<float>() : nullptr, y},
-              context);
+  const ExpertGemmInput input{type(),
+                              precision_,
+                              leading_rows(ids.dimensions()),
+                              sizes.slots,
+                              sizes.x_per_slot,
+                              x.data(),
+                              ids.as<int32_t>(),
+                              expert_weights ? expert_weights->as<float>() : nullptr,
+                              y};
+#ifdef ONNX_MOE_METAL
+  if (device_ == Device::kMetal) return metal::Backend::get()->expert_gemm(activation_, weights, input);
+#endif
+  expert_gemm(current_kernel(), activation_, weights, input, context);
 }
 
 void ExpertGemmOperator::infer_shapes(const ort::ShapeInference& inference) {

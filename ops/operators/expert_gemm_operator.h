@@ -1,6 +1,7 @@
 // MoEExpertGemmFP4 for ONNX Runtime.
 #pragma once
 
+#include "operators/device.h"
 #include "operators/projection.h"
 
 namespace onnx_moe {
@@ -21,6 +22,7 @@ class ExpertGemmOperator final : public OperatorKernel {
   WeightLayout layout_;
   Activation activation_;
   Precision precision_;
+  [[maybe_unused]] Device device_;  // without Metal there is one device
 };
 
 }  // namespace onnx_moe

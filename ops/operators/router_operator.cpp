@@ -1,6 +1,7 @@
 #include "operators/router_operator.h"
 
 #include "kernels/registry.h"
+#include "operators/device.h"
 #include "operators/projection.h"
 
 namespace onnx_moe {
@@ -51,6 +52,7 @@ RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, c
     : OperatorKernel(api, info, definition, type), attributes_(read_router_attributes(Attributes(info, definition))) {
   const Sizes sizes = check_shapes(declared_shapes(info, definition), info.input_shape(kGateWeight).has_value());
   if (sizes.num_experts != kUnknown) validate(attributes_, sizes.num_experts);
+  expect_cpu(info, node_label(info, definition));
 }
 
 void RouterOperator::compute(ort::KernelContext& context) {

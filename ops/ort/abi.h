@@ -21,6 +21,7 @@ struct OrtOpAttr;
 struct OrtSessionOptions;
 struct OrtCustomOpDomain;
 struct OrtLogger;
+struct OrtKeyValuePairs;
 struct OrtMemoryInfo;
 
 struct OrtAllocator {
@@ -125,6 +126,9 @@ inline constexpr Function<99, void(OrtTensorTypeAndShapeInfo*)> ReleaseTensorTyp
 inline constexpr Function<230, OrtStatus*(const OrtKernelInfo*, size_t*)> KernelInfo_GetInputCount{};
 inline constexpr Function<234, OrtStatus*(const OrtKernelInfo*, size_t, OrtTypeInfo**)> KernelInfo_GetInputTypeInfo{};
 inline constexpr Function<244, OrtStatus*(const OrtKernelInfo*, char*, size_t*)> KernelInfo_GetNodeName{};
+inline constexpr Function<245, OrtStatus*(const OrtKernelInfo*, const OrtLogger**)> KernelInfo_GetLogger{};
+inline constexpr Function<247, OrtStatus*(const OrtLogger*, int, const char*, const char*, int, const char*)>
+    Logger_LogMessage{};
 inline constexpr Function<267, OrtStatus*(const OrtShapeInferContext*, size_t*)> ShapeInferContext_GetInputCount{};
 inline constexpr Function<268, OrtStatus*(const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**)>
     ShapeInferContext_GetInputTypeShape{};
@@ -137,7 +141,10 @@ inline constexpr Function<272, OrtStatus*(const OrtOpAttr*, int, void*, size_t, 
 inline constexpr Function<274, OrtStatus*(const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*)>
     KernelContext_ParallelFor{};
 inline constexpr Function<278, OrtStatus*(const OrtKernelInfo*, int, OrtAllocator**)> KernelInfoGetAllocator{};
+inline constexpr Function<297, const char*(const OrtKeyValuePairs*, const char*)> GetKeyValue{};
+inline constexpr Function<300, void(OrtKeyValuePairs*)> ReleaseKeyValuePairs{};
 inline constexpr Function<378, OrtStatus*(const OrtValue*, const void**)> GetTensorData{};
 inline constexpr Function<390, bool(const OrtTensorTypeAndShapeInfo*)> TensorTypeAndShape_HasShape{};
+inline constexpr Function<391, OrtStatus*(const OrtKernelInfo*, OrtKeyValuePairs**)> KernelInfo_GetConfigEntries{};
 
 }  // namespace onnx_moe::ort

@@ -115,6 +115,23 @@ std::optional<std::string> KernelInfo::string_attribute(const std::string& name)
   return value;
 }
 
+std::optional<std::string> KernelInfo::config_entry(const std::string& key) const {
+  OrtKeyValuePairs* entries = nullptr;
+  check(api_, KernelInfo_GetConfigEntries(api_, info_, &entries));
+  const char* const value = GetKeyValue(api_, entries, key.c_str());
+  std::optional<std::string> result;
+  if (value) result = value;
+  ReleaseKeyValuePairs(api_, entries);
+  return result;
+}
+
+void KernelInfo::warn(const std::string& message) const {
+  constexpr int kWarning = 2;
+  const OrtLogger* logger = nullptr;
+  check(api_, KernelInfo_GetLogger(api_, info_, &logger));
+  check(api_, Logger_LogMessage(api_, logger, kWarning, message.c_str(), "onnx_moe", 0, "KernelInfo"));
+}
+
 OrtAllocator* KernelInfo::allocator() const {
   OrtAllocator* allocator = nullptr;
   check(api_, KernelInfoGetAllocator(api_, info_, /*OrtMemTypeDefault*/ 0, &allocator));

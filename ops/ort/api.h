@@ -76,6 +76,10 @@ class KernelInfo {
   std::optional<int64_t> int_attribute(const std::string& name) const;
   std::optional<float> float_attribute(const std::string& name) const;
   std::optional<std::string> string_attribute(const std::string& name) const;
+  // Entry of the session's configuration; nothing when absent.
+  std::optional<std::string> config_entry(const std::string& key) const;
+  // To the session's log, as a warning.
+  void warn(const std::string& message) const;
   OrtAllocator* allocator() const;
 
  private:

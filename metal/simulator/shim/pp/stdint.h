@@ -1,0 +1,1 @@
+#include "msl_macros.h"  // names come from shim/msl.h

@@ -1,0 +1,41 @@
+"""Conformance cases on a simulated Metal device."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from conformance.cases import GemmCase, RouterCase
+from conformance.check import check_router, check_values
+from conformance.data import draw_gemm_inputs, draw_router_inputs
+from conformance.oracle import expected_gemm
+from conformance.test_gemm import allowed_frobenius
+
+from metal.simulator import operators, runner
+from metal.simulator.operators import Device
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(runner.CXX) is None or shutil.which(runner.CPP) is None,
+    reason="the simulator compiles kernels with clang++ or g++, and there is neither",
+)
+needs_clang = pytest.mark.skipif(
+    shutil.which(runner.CLANG) is None, reason="address spaces are checked by clang (Debian: clang-19)"
+)
+
+
+def check_gemm_case(device: Device, case: GemmCase, *, grouped: bool) -> None:
+    """The case's products against float64, as every implementation is held to them."""
+    inputs = draw_gemm_inputs(case)
+    y = operators.expert_gemm(
+        device, operators.Projection(**case.attributes), operators.ProjectionInputs(**vars(inputs)), grouped=grouped
+    )
+    check_values(y, expected_gemm(case, inputs), case.dtype, allowed_frobenius(case))
+
+
+def check_router_case(device: Device, case: RouterCase) -> None:
+    """The case's routing against float64."""
+    inputs = draw_router_inputs(case)
+    attributes, tensors = operators.Router(**case.attributes), operators.RouterInputs(**vars(inputs))
+    names = ("expert_ids", "expert_weights", "router_logits")
+    outputs = dict(zip(names, operators.router(device, attributes, tensors), strict=True))
+    check_router(case, inputs, outputs)
