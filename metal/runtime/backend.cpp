@@ -26,6 +26,7 @@ constexpr uintptr_t kAlignment = 16;
 constexpr int64_t kGroupedFrom = 4;
 constexpr int64_t kTileRows = 32;
 constexpr int64_t kSimdgroups = 4;
+constexpr int64_t kDecodeRows = 4;  // weight rows of a simdgroup, gate and up rows of its columns
 constexpr int64_t kSimdWidth = 32;
 
 NS::String* text(const std::string& value) { return NS::String::string(value.c_str(), NS::UTF8StringEncoding); }
@@ -291,7 +292,8 @@ class Projection {
     arguments.insert(arguments.end(), tensors.begin(), tensors.end());
     arguments.push_back(y);
     add({"decode", "expert_decode", input_.type, constants_, arguments,
-         grid(divide_up(outputs_, kSimdgroups), assignments_), kSimdgroups * kSimdWidth});
+         grid(divide_up(outputs_, kSimdgroups * kDecodeRows / (gated_ ? 2 : 1)), assignments_),
+         kSimdgroups * kSimdWidth});
   }
 
   template <typename Device>

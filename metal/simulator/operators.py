@@ -25,6 +25,8 @@ SCORINGS = ("softmax", "sigmoid", "sqrt_softplus", "softmax_after_topk", "sigmoi
 GROUPED_FROM = 4.0
 TILE_ROWS = 32
 SIMDGROUPS = 4
+#: Weight rows that a simdgroup of the decode kernel computes: gate and up rows of its columns.
+DECODE_ROWS = 4
 
 
 class ExpertGemmArguments(ctypes.Structure):
@@ -183,7 +185,8 @@ def _project_rows(
     y: Array,
 ) -> None:
     buffers = [arguments, raw(inputs.x), inputs.expert_ids, *_weight_buffers(inputs), raw(y)]
-    grid = (-(-arguments.output_columns // SIMDGROUPS), arguments.assignments, 1)
+    columns = SIMDGROUPS * DECODE_ROWS // (arguments.rows // arguments.output_columns)
+    grid = (-(-arguments.output_columns // columns), arguments.assignments, 1)
     device.run(Launch("decode", "expert_decode", element, constants, buffers, grid, 32 * SIMDGROUPS))
 
 

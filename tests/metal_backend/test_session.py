@@ -119,6 +119,13 @@ def test_router_says_that_the_cpu_computes_it(plugin: SimulatedPlugin, capfd: py
     assert capfd.readouterr().err.count("runs on the CPU: this operator has no Metal form yet") == 1
 
 
+def test_interleaved_weights_stay_on_the_cpu(plugin: SimulatedPlugin, capfd: pytest.CaptureFixture[str]) -> None:
+    case = GemmCase(rows=48, weight_layout="interleaved")
+    inputs = draw_gemm_inputs(case)
+    check_values(plugin.gemm(case, inputs)["y"], expected_gemm(case, inputs), case.dtype, allowed_frobenius(case))
+    assert "weight_layout interleaved is for its kernels alone" in capfd.readouterr().err
+
+
 def test_unknown_device_is_an_error(plugin: SimulatedPlugin) -> None:
     class Unknown(SimulatedPlugin):
         def options(self, device: str = "gpu") -> onnxruntime.SessionOptions:
