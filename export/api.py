@@ -80,6 +80,7 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     fold_shared_experts: bool = True,
+    router_logits: bool = False,
     functions: bool = True,
     opset: int = DEFAULT_OPSET,
     progress: Callable[[str], None] | None = None,
@@ -97,6 +98,8 @@ def export(
     dynamic_shapes, input_names, output_names, opset: as in torch.onnx.export.
     fold_shared_experts: append shared experts of the routed experts' shape to them, in FP4, so that they cost no
     products of their own; False leaves them in the module's precision.
+    router_logits: makes the logits [..., E] of each router an output too, "<module>.router_logits", of which
+    `onnx_moe.dispatch.compute_load_balancing_loss` and the like can be computed from a run.
     functions: carry portable bodies, so that the file also runs without the plugin.
     progress: called with a line before each step.
 
@@ -114,6 +117,8 @@ def export(
     with _evaluating(module):
         tell("looking for MoE layers")
         layers = find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts)
+        if router_logits:
+            _check_routers(layers)
         module_bytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
         tell(f"quantizing {len(layers)} MoE layers to {format}")
         with (
@@ -122,7 +127,7 @@ def export(
         ):
             tell("tracing the module")
             model = _trace(target, example, opset)
-            tidy(model)
+            tidy(model, router_logits)
             notes = {"version": version("onnx-moe"), "format": format, "scale": scale, "torch": torch.__version__}
             add_metadata(model, notes)
             tell("writing the model")  # in here: the initializers are the module's tensors of this moment
@@ -242,6 +247,15 @@ def _trace(target: _Target, example: tuple[Any, ...], opset: int) -> ir.Model:
         raise ExportError(f"torch.onnx.export cannot trace {type(target.module).__name__}: {error}") from error
     assert program is not None
     return program.model
+
+
+def _check_routers(layers: list[MoELayer]) -> None:
+    for layer in layers:
+        if not isinstance(layer.router, RouterMatch):
+            raise ExportError(
+                f"router_logits: the router of {layer.path or 'the module'} becomes ordinary ops "
+                f"({layer.router.reason}), so that it has no logits to show: leave router_logits out."
+            )
 
 
 def _describe(layer: MoELayer) -> ExportedLayer:

@@ -18,16 +18,21 @@ from onnx_moe.operators import DOMAIN, ROUTER
 ALIGNMENT = 65536
 
 
-def tidy(model: ir.Model) -> None:
-    """Drops outputs that nobody reads and notes of the exporter's; names the MoE nodes after their module."""
+def tidy(model: ir.Model, router_logits: bool) -> None:
+    """Drops outputs that nobody reads and notes of the exporter's; names the MoE nodes after their module.
+
+    router_logits: makes each router's logits [..., E] an output of the model, "<name of the node>.router_logits".
+    """
     names: Counter[str] = Counter()
     for node in model.graph:
         if node.domain == DOMAIN:
-            _drop_unused_logits(node)
             _name_node(node)
             names[node.name or ""] += 1
             if names[node.name or ""] > 1:  # a module that is called more than once
                 node.name = f"{node.name}.{names[node.name or '']}"
+            if router_logits and node.op_type == ROUTER:
+                _expose_logits(model, node)
+            _drop_unused_logits(node)
     for node in model.graph:
         node.metadata_props.clear()
         for value in node.outputs:
@@ -35,6 +40,13 @@ def tidy(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
+
+
+def _expose_logits(model: ir.Model, node: ir.Node) -> None:
+    logits = node.outputs[2]
+    logits.name = f"{node.name or ROUTER}.router_logits"
+    logits.type = ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs.append(logits)
 
 
 def _drop_unused_logits(node: ir.Node) -> None:

@@ -33,6 +33,9 @@ def export(
         str, typer.Option(help="Of the weights: rows, as checkpoints have them, or interleaved, faster on CPUs.")
     ] = "rows",
     fold_shared_experts: Annotated[bool, typer.Option(help="Append shared experts to the routed ones, in FP4.")] = True,
+    router_logits: Annotated[
+        bool, typer.Option("--router-logits", help="Make the routers' logits outputs, too.")
+    ] = False,
     functions: Annotated[bool, typer.Option(help="Carry bodies that run without the plugin.")] = True,
 ) -> None:
     """Export a Torch module with MoE layers to ONNX with FP4 experts."""
@@ -51,6 +54,7 @@ def export(
             accuracy_level=accuracy_level,
             weight_layout=layout,
             fold_shared_experts=fold_shared_experts,
+            router_logits=router_logits,
             functions=functions,
             progress=status.update,
         )

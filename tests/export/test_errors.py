@@ -11,7 +11,7 @@ import torch
 import onnx_moe
 from onnx_moe import OnnxMoeError
 from onnx_moe.errors import ExportError, InvalidAttributeError
-from onnx_moe.nn import SparseMoE
+from onnx_moe.nn import Router, SparseMoE
 
 X = torch.randn(3, 64)
 
@@ -19,6 +19,20 @@ X = torch.randn(3, 64)
 def layer(**options: Any) -> SparseMoE:
     torch.manual_seed(0)
     return SparseMoE(**{"hidden_size": 64, "intermediate_size": 32, "num_experts": 4, "top_k": 2, **options})
+
+
+class SquaredRouter(Router):
+    """Weights of no known family."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, ids = super().forward(x)
+        return weights**2, ids
+
+
+def with_another_router() -> SparseMoE:
+    module = layer()
+    module.router = SquaredRouter(64, 4, 2)
+    return module
 
 
 def with_a_nan() -> SparseMoE:
@@ -53,6 +67,12 @@ class Skips(torch.nn.Module):
         ),
         (Skips(), (X,), {}, r"do not reach the experts 'moe.experts'"),
         (layer(), (X,), {"format": "int4"}, r"format='int4' is unknown: use one of 'mxfp4'"),
+        (
+            with_another_router(),
+            (X,),
+            {"router_logits": True},
+            r"router_logits: the router of experts becomes ordinary ops \(.*leave router_logits out",
+        ),
         (layer(), (X,), {"accuracy_level": 9}, r"accuracy_level=9 must be at most 4"),
         (layer(), (X,), {"block_size": 64}, r"block_size=64"),
         (layer(), (X,), {"scale": "best"}, r"experts: up projection: scale='best' is unknown"),

@@ -94,6 +94,25 @@ def test_interleaved_weights(model_type: str, format: str, tmp_path: Path) -> No
     assert [gemm.attributes.get_string("weight_layout") for gemm in gemms] == ["interleaved"] * 2
 
 
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "deepseek_v3"])
+def test_router_logits(model_type: str, tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    block = moe_block(make_model(model_type))
+    path = tmp_path / "block.onnx"
+    onnx_moe.export(block, (torch.randn(2, 3, 64),), path, router_logits=True, dynamic_shapes=({1: "tokens"},))
+    session = onnx_moe.InferenceSession(path)
+    assert [value.name for value in session.get_outputs()][1:] == ["gate.router_logits"]
+    x = torch.randn(2, 9, 64)
+    _, logits = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    weight = block.gate.weight.detach().double().numpy()  # type: ignore[union-attr, operator]
+    expected = x.double().numpy().reshape(-1, 64) @ weight.T
+    error = np.linalg.norm(logits.reshape(expected.shape) - expected) / np.linalg.norm(expected)
+    assert error <= TOLERANCES[torch.float32]
+    plain = tmp_path / "plain.onnx"
+    onnx_moe.export(block, (x,), plain)
+    assert len(onnx_moe.InferenceSession(plain).get_outputs()) == 1
+
+
 def test_large_weights_lie_aligned_in_a_file_of_their_own(tmp_path: Path) -> None:
     layer = SparseMoE(256, 288, 32, 2)
     path = tmp_path / "layer.onnx"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -63,8 +64,8 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> SimulatedPlugin:
         pytest.skip("the fake Metal device needs x86-64, clang (Debian: clang-19) and ninja")
     if not (HEADERS / "Metal" / "Metal.hpp").exists():
         pytest.skip(f"no metal-cpp headers in {HEADERS}: python -m tools.fetch_metal_cpp build/metal_cpp")
-    os.environ["ONNX_MOE_SIMULATOR_PYTHON"] = sys.executable
-    os.environ["PYTHONPATH"] = str(ROOT)
+    # Where `python -m metal…` finds the package; PYTHONPATH would hide the installed onnx_moe from every other test.
+    os.environ["ONNX_MOE_SIMULATOR_PYTHON"] = f"cd {shlex.quote(str(ROOT))} && {shlex.quote(sys.executable)}"
     build = ROOT / "build" / "metal_plugin"
     options = ["-DONNX_MOE_METAL_SIMULATOR=ON", f"-DONNX_MOE_METAL_CPP={HEADERS}", f"-DCMAKE_CXX_COMPILER={CLANG}"]
     # The CPU kernels are held to warnings by the compilers that build releases.
