@@ -42,5 +42,17 @@ ONNX_MOE_INLINE inline void with_constant(int64_t count, Body&& body) {
   });
 }
 
+// Calls body(first, count) for blocks of `rows` rows, each count a compile-time constant of at most Most: blocks of
+// nearly equal size, so that none is left with one row.
+template <int Most, typename Body>
+ONNX_MOE_INLINE inline void for_row_blocks(int64_t rows, Body&& body) {
+  const int64_t blocks = (rows + Most - 1) / Most;
+  for (int64_t block = 0, first = 0; block < blocks; ++block) {
+    const int64_t count = (rows - first) / (blocks - block);
+    with_constant<Most>(count, [&](auto constant) ONNX_MOE_INLINE { body(first, constant); });
+    first += count;
+  }
+}
+
 }  // namespace
 }  // namespace onnx_moe

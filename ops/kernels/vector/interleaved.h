@@ -104,19 +104,14 @@ class InterleavedStream {
     }
   }
 
-  // All rows in blocks of nearly equal size, lane by lane of the group where it has more rows than a vector.
+  // Lane by lane of the group where it has more rows than a vector.
   template <Format kFormat>
   static void multiply_group(const Operands& operands, Weights weights, const Rows& rows, const Products& products) {
-    const int64_t blocks = (rows.count + kBlockRows - 1) / kBlockRows;
     for (int64_t lane = 0; lane < kGroupRows; lane += Isa::kLanes) {
-      for (int64_t block = 0, row = 0; block < blocks; ++block) {
-        const int64_t count = (rows.count - row) / (blocks - block);
-        with_constant<kBlockRows>(count, [&](auto constant) {
-          multiply_block<kFormat, decltype(constant)::value>(
-              operands, weights, rows.packed + row, {products.data + row * products.stride + lane, products.stride, 0});
-        });
-        row += count;
-      }
+      for_row_blocks<kBlockRows>(rows.count, [&](int64_t row, auto count) ONNX_MOE_INLINE {
+        multiply_block<kFormat, decltype(count)::value>(
+            operands, weights, rows.packed + row, {products.data + row * products.stride + lane, products.stride, 0});
+      });
       weights.group.codes += 4 * Isa::kLanes;
       weights.group.scales += operands.format.scale_bytes() * Isa::kLanes;
     }

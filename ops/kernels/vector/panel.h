@@ -177,18 +177,12 @@ class PanelProducts {
     }
   }
 
-  // All rows in blocks of nearly equal size, so that none is left with one row.
   ONNX_MOE_INLINE static void multiply_part(const Operands& operands, const Content& content, const Rows& rows,
                                             int64_t start, int64_t end, float* const (&targets)[kVectors],
                                             int64_t stride, PanelFetch& fetch) {
-    const int64_t blocks = (rows.count + Content::kMostRows - 1) / Content::kMostRows;
-    for (int64_t block = 0, row = 0; block < blocks; ++block) {
-      const int64_t count = (rows.count - row) / (blocks - block);
-      with_constant<Content::kMostRows>(count, [&](auto constant) {
-        multiply_block<decltype(constant)::value>(operands, content, rows, row, start, end, targets, stride, fetch);
-      });
-      row += count;
-    }
+    for_row_blocks<Content::kMostRows>(rows.count, [&](int64_t row, auto count) ONNX_MOE_INLINE {
+      multiply_block<decltype(count)::value>(operands, content, rows, row, start, end, targets, stride, fetch);
+    });
   }
 
   template <int RowCount>
