@@ -24,6 +24,7 @@ KERNEL_NEEDS = {
     "avx512": "AVX-512 F, BW, DQ and VL",
     "avx2_vnni": "AVX2, FMA, F16C and AVX-VNNI",
     "avx2": "AVX2, FMA and F16C",
+    "neon_i8mm": "an arm64 processor with int8 matrix products (ARMv8.6, or as an option before)",
     "neon_dotprod": "an arm64 processor with dot products (ARMv8.2)",
     "neon": "an arm64 processor",
     "reference": "nothing: it runs anywhere",

@@ -16,6 +16,7 @@ extern const Kernel kAvx512Kernel;
 extern const Kernel kAvx2VnniKernel;
 extern const Kernel kAvx2Kernel;
 #elif defined(__aarch64__)
+extern const Kernel kNeonI8mmKernel;
 extern const Kernel kNeonDotprodKernel;
 extern const Kernel kNeonKernel;
 #endif
@@ -29,7 +30,7 @@ const std::vector<const Kernel*>& available_kernels() {
 #if defined(__x86_64__)
         &kAvx512VnniKernel, &kAvx512Kernel, &kAvx2VnniKernel, &kAvx2Kernel,
 #elif defined(__aarch64__)
-        &kNeonDotprodKernel, &kNeonKernel,
+        &kNeonI8mmKernel, &kNeonDotprodKernel, &kNeonKernel,
 #endif
         &kReferenceKernel};
     std::vector<const Kernel*> usable;

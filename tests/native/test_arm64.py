@@ -29,7 +29,7 @@ BUFFERS = ("x", "expert_ids", "weights", "scales", "global_scale", "bias", "expe
 TOLERANCES = {"float": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 LEVEL_TOLERANCES = {0: 0.0, 2: 1e-3, 4: 2e-2}  # twice 1e-2: gated products carry the error of both factors
 
-KERNELS = ("neon", "neon_dotprod")
+KERNELS = ("neon", "neon_dotprod", "neon_i8mm")
 
 pytestmark = pytest.mark.skipif(
     not all(shutil.which(tool) for tool in (COMPILER, EMULATOR, "cmake", "ninja")),

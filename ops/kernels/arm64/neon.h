@@ -1,5 +1,5 @@
 // NEON (every arm64 machine): four lanes. Compiled with the dot product extension, int8 dot products take one
-// instruction.
+// instruction; with the int8 matrix extension, products of two rows with two rows.
 #pragma once
 
 #include <arm_neon.h>
@@ -20,7 +20,13 @@ struct Neon {
   static constexpr int kStreamRows = 4;
   static constexpr int kPanelVectors = 4;
   static constexpr int kFloatRows = 6;  // 6 × 4 sums in 32 registers
-  static constexpr int kIntRows = 3;    // 3 × 4 sums of integers, and as many of floats
+#ifdef __ARM_FEATURE_MATMUL_INT8
+  static constexpr bool kMatrixDot = true;
+  static constexpr int kIntRows = 4;  // two pairs × 8 sums of integers; the floats wait in memory
+#else
+  static constexpr bool kMatrixDot = false;
+  static constexpr int kIntRows = 3;  // 3 × 4 sums of integers, and as many of floats
+#endif
   static constexpr int kInterleavedRows = 8;
   static constexpr int kPlainRows = 4;   // 4 rows × 4 weight rows
   static constexpr int kWeightBias = 0;  // products of signed bytes
@@ -81,6 +87,35 @@ struct Neon {
 #endif
   }
 
+#ifdef __ARM_FEATURE_MATMUL_INT8
+  // Even and odd columns of four weight rows, to all eight columns of the first two and of the last two.
+  static void zip_codes(Ints (&pair)[2]) {
+    const Ints even = pair[0];
+    const Ints odd = pair[1];
+    pair[0] = vzip1q_s32(even, odd);
+    pair[1] = vzip2q_s32(even, odd);
+  }
+  // Eight columns of two rows in out[0], the next eight in out[1]. The odd columns lie `odd` bytes behind the even
+  // ones.
+  static void zip_rows(const uint8_t* first, const uint8_t* second, int64_t odd, Ints (&out)[2]) {
+    const int64x2_t a = vreinterpretq_s64_s32(vzip1q_s32(load_low(first), load_low(first + odd)));
+    const int64x2_t b = vreinterpretq_s64_s32(vzip1q_s32(load_low(second), load_low(second + odd)));
+    out[0] = vreinterpretq_s32_s64(vzip1q_s64(a, b));
+    out[1] = vreinterpretq_s32_s64(vzip2q_s64(a, b));
+  }
+  // acc + [two rows of x] · [two rows of weights]ᵀ, the products of the first row of x first.
+  static Ints matrix_dot(Ints acc, Ints x, Ints weights) {
+    return vmmlaq_s32(acc, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(weights));
+  }
+  // Sums with the first two and the last two weight rows, to those of each row of x.
+  static void unzip_sums(const Ints (&sums)[2], Ints& first, Ints& second) {
+    const int64x2_t low = vreinterpretq_s64_s32(sums[0]);
+    const int64x2_t high = vreinterpretq_s64_s32(sums[1]);
+    second = vreinterpretq_s32_s64(vzip2q_s64(low, high));
+    first = vreinterpretq_s32_s64(vzip1q_s64(low, high));
+  }
+#endif
+
   template <int Nibble>
   static Vector decode(Ints codes) {
     // One table lookup of four registers: bytes 4c … 4c + 3 of the table are the float of code c.
@@ -126,6 +161,9 @@ struct Neon {
   }
 
  private:
+#ifdef __ARM_FEATURE_MATMUL_INT8
+  static Ints load_low(const uint8_t* p) { return vreinterpretq_s32_u8(vcombine_u8(vld1_u8(p), vdup_n_u8(0))); }
+#endif
   static Ints look_up(uint8x16_t nibbles) {
     alignas(16) static constexpr int8_t kTwice[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
     return vreinterpretq_s32_s8(vqtbl1q_s8(vld1q_s8(kTwice), nibbles));

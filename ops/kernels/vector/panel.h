@@ -4,8 +4,9 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
-#include "kernels/vector/packed_row.h"
+#include "kernels/vector/integer_sums.h"
 #include "kernels/vector/panel_source.h"
 
 namespace onnx_moe {
@@ -50,7 +51,8 @@ struct FloatPanel {
   }
 };
 
-// Panels of integers: four columns of a weight row in a lane, in the order of packed_row.h, [dword][even, odd][vector].
+// Panels of integers, [dword][half][vector]: four columns of a weight row in a lane, in the order of packed_row.h. The
+// halves are the even and the odd columns, or, for products of matrices, the first and the last weight rows.
 template <typename Isa, int Limbs>
 struct IntPanel {
   using Vector = typename Isa::Vector;
@@ -60,6 +62,8 @@ struct IntPanel {
   static constexpr int kMostRows = Isa::kIntRows;
   static constexpr int64_t kVectorBytes = 4 * Isa::kLanes;
   static constexpr bool kBiased = Isa::kWeightBias != 0;
+  template <int RowCount>
+  using Sums = std::conditional_t<Isa::kMatrixDot, MatrixSums<Isa, RowCount>, DotSums<Isa, RowCount>>;
 
   alignas(64) uint8_t weights[kColumns / 4 * kVectors * kVectorBytes];
   PanelScales<Isa, kColumns> scales;
@@ -67,8 +71,10 @@ struct IntPanel {
   ONNX_MOE_INLINE inline void put(int64_t column, int vector, const typename Isa::Ints (&codes)[4]) {
     for (int dword = 0; dword < 4; ++dword) {
       uint8_t* target = weights + ((column / 4 + 2 * dword) * kVectors + vector) * kVectorBytes;
-      Isa::store_ints(target, Isa::low_codes(codes[dword]));
-      Isa::store_ints(target + kVectors * kVectorBytes, Isa::high_codes(codes[dword]));
+      Ints pair[2] = {Isa::low_codes(codes[dword]), Isa::high_codes(codes[dword])};
+      if constexpr (Isa::kMatrixDot) Isa::zip_codes(pair);
+      Isa::store_ints(target, pair[0]);
+      Isa::store_ints(target + kVectors * kVectorBytes, pair[1]);
     }
   }
 
@@ -93,30 +99,16 @@ struct IntPanel {
       const int64_t position = start + column;
       const int64_t chunk = position / kChunk * Chunk::kBytes;
       const int64_t digits = chunk + position % kChunk / 2;
-      Ints total[RowCount][kVectors];
+      Sums<RowCount> sums;
       const auto start_of = [&](int m) { return packed[m] + group_starts + position / GroupSize * 4; };
-      for (int m = 0; m < RowCount; ++m) {
-        for (int v = 0; v < kVectors; ++v) {
-          total[m][v] = kBiased && Limbs == 1 ? Isa::broadcast_dword(start_of(m)) : Isa::zero_ints();
-        }
-      }
+      sums.start([&](int m) { return kBiased && Limbs == 1 ? Isa::broadcast_dword(start_of(m)) : Isa::zero_ints(); });
       unroll<Limbs>([&](auto index) ONNX_MOE_INLINE {
-        if constexpr (index > 0) {
-          for (auto& row : total) {
-            for (Ints& sum_of_row : row) sum_of_row = Isa::shift_limb(sum_of_row);
-          }
-        }
+        if constexpr (index > 0) sums.shift_limb();
         const uint8_t* w = reload(weights + column / 4 * kVectors * kVectorBytes);
-        unroll<GroupSize / 4>([&](auto quad) ONNX_MOE_INLINE {
-          Ints codes[kVectors];
-          for (int v = 0; v < kVectors; ++v) codes[v] = Isa::load_ints(w + (quad * kVectors + v) * kVectorBytes);
-          constexpr int64_t kOffset = (Limbs - 1 - index) * kChunk + quad / 2 * 4 + quad % 2 * (kChunk / 2);
-          for (int m = 0; m < RowCount; ++m) {
-            const Ints x = Isa::broadcast_dword(packed[m] + digits + kOffset);
-            for (int v = 0; v < kVectors; ++v) total[m][v] = Isa::dot(total[m][v], codes[v], x);
-          }
-        });
+        sums.template add<GroupSize>(w, packed, digits + (Limbs - 1 - index) * kChunk);
       });
+      Ints total[RowCount][kVectors];
+      sums.totals(total);
       if constexpr (kBiased && Limbs > 1) {
         for (int m = 0; m < RowCount; ++m) {
           const Ints start_sum = Isa::broadcast_dword(start_of(m));

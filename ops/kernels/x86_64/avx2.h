@@ -19,7 +19,8 @@ struct Avx2 {
   static constexpr int kStreamRows = 2;
   static constexpr int kPanelVectors = 2;
   static constexpr int kFloatRows = 6;  // 6 × 2 sums in 16 registers
-  static constexpr int kIntRows = 4;    // 4 × 2 sums of integers; those of floats wait in memory
+  static constexpr bool kMatrixDot = false;
+  static constexpr int kIntRows = 4;  // 4 × 2 sums of integers; those of floats wait in memory
   static constexpr int kInterleavedRows = 4;
   static constexpr int kPlainRows = 3;    // 3 rows × 4 weight rows
   static constexpr int kWeightBias = 12;  // vpmaddubsw and vpdpbusd multiply unsigned bytes by signed ones

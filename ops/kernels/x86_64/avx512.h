@@ -20,7 +20,8 @@ struct Avx512 {
   static constexpr int kStreamRows = 4;
   static constexpr int kPanelVectors = 2;
   static constexpr int kFloatRows = 8;  // 8 × 2 sums; more rows leave no registers for their addresses
-  static constexpr int kIntRows = 6;    // 6 × 2 sums of integers, and as many of floats
+  static constexpr bool kMatrixDot = false;
+  static constexpr int kIntRows = 6;  // 6 × 2 sums of integers, and as many of floats
   static constexpr int kInterleavedRows = 10;
   static constexpr int kPlainRows = 6;    // 6 rows × 4 weight rows
   static constexpr int kWeightBias = 12;  // vpdpbusd multiplies unsigned bytes by signed ones
