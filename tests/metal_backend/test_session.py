@@ -20,6 +20,8 @@ from conformance.oracle import expected_gemm
 from conformance.test_gemm import allowed_frobenius
 
 import onnx_moe
+from onnx_moe import _native
+from onnx_moe.diagnosis import diagnose
 
 from .plugin import Plugin, build_plugin
 
@@ -209,6 +211,19 @@ def test_device_entry_and_size_choose(simulated: Plugin, device: str, case: Gemm
     y = simulated.on(device).gemm(case, inputs)["y"]
     assert simulated.command_buffers() - before == on_gpu
     check_values(y, expected_gemm(case, inputs), case.dtype, allowed_frobenius(case))
+
+
+def test_doctor_tries_every_kernel_on_the_device(simulated: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "library_path", lambda: simulated.library)
+    _native.library.cache_clear()
+    try:
+        diagnosis = diagnose()
+    finally:
+        _native.library.cache_clear()
+    assert dict(diagnosis.facts)["Metal device"] == "Simulated GPU, macOS simulated"
+    states = [state for name, state in diagnosis.kernels if name.startswith("metal ")]
+    assert states == ["computes correctly"] * 3
+    assert not diagnosis.problems
 
 
 def test_unknown_device_is_an_error(plugin: Plugin) -> None:
