@@ -2,9 +2,9 @@
 
     python -m tools.check_metal_api       # needs clang++ and build/metal_cpp; fetches pyobjc-framework-Metal with pip
 
-Every enumeration value that metal/runtime names must have the value that PyObjC knows, and every Metal selector that the
-fake device answers (it ends tests at all others) must be one of Metal's. PyObjC describes only methods whose types need it;
-of the others this looks for metal-cpp's word alone, and lists them.
+Every enumeration value that metal/runtime names must have the value that PyObjC knows, and every Metal selector that
+the fake device answers (it ends tests at all others) must be one of Metal's. PyObjC describes only methods whose types
+need it; of the others this has metal-cpp's word alone, and lists them.
 """
 
 from __future__ import annotations
@@ -82,10 +82,8 @@ def main() -> int:
     headers = "".join(path.read_text() for path in (HEADERS / "Metal").glob("*.hpp"))
     only_metal_cpp = [selector for selector in unknown if f'"{selector}"' in headers]
     print(f"enumerations: {enumerations} values compared, {len(wrong)} differ")
-    print(
-        f"selectors: {selectors}, of which PyObjC describes {selectors - len(unknown)}; metal-cpp alone knows", end=" "
-    )
-    print(", ".join(only_metal_cpp) or "none")
+    print(f"selectors: {selectors}, of which PyObjC describes {selectors - len(unknown)}")
+    print(f"metal-cpp alone knows: {', '.join(only_metal_cpp) or 'none'}")
     problems = [*wrong, *(f"selector {name} is none of Metal's" for name in unknown if name not in only_metal_cpp)]
     print("\n".join(problems))
     return 1 if problems or not enumerations or not selectors else 0

@@ -11,10 +11,11 @@ import pytest
 
 from tools.check_metal_api import used_enumerations
 from tools.cross_macos import macho
+from tools.cross_macos.__main__ import EXPORTS, MACOS, NEEDS, TOLERATED
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "build" / "cross_macos" / "installed" / "onnx_moe" / "lib" / "libonnx_moe.dylib"
-RULES = {"needs": ("Metal.framework",), "exports": ("_RegisterCustomOps", "_onnx_moe_"), "minimum_os": (14, 0)}
+RULES = {"needs": NEEDS, "exports": EXPORTS, "minimum_os": MACOS, "tolerated": TOLERATED}
 
 
 @pytest.fixture

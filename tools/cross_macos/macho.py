@@ -1,12 +1,13 @@
 """Mach-O files of arm64 macOS: what they need and offer, and whether Apple's loader would take them.
 
-The rules are those that dyld applies to new binaries (its mach_o::Header), restated; the signature is the ad-hoc one that
-arm64 macOS asks of everything it runs.
+The rules are those that dyld applies to new binaries (its mach_o::Header), restated; the signature is the ad-hoc one
+that arm64 macOS asks of everything it runs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -128,16 +129,24 @@ def _read_command(macho: MachO, command: int, at: int) -> None:
             macho.signature = offset
 
 
-def check(macho: MachO, *, needs: tuple[str, ...], exports: tuple[str, ...], minimum_os: tuple[int, int]) -> list[str]:
+def check(
+    macho: MachO,
+    *,
+    needs: tuple[str, ...],
+    exports: tuple[str, ...],
+    minimum_os: tuple[int, int],
+    tolerated: tuple[str, ...] = (),
+) -> list[str]:
     """What is wrong with a library: each entry one sentence; none when dyld would take it.
 
-    needs: parts of the names of dylibs that it must load; exports: what the names that it offers must begin with.
+    needs: parts of the names of dylibs that it must load; exports: what the names that it offers must begin with, or
+    with what is tolerated.
     """
     return [
         *_check_commands(macho, needs, minimum_os),
         *_check_segments(macho),
         *_check_tables(macho),
-        *(f"it exports {name}" for name in macho.exports() if not name.startswith(exports)),
+        *(f"it exports {name}" for name in macho.exports() if not name.startswith((*exports, *tolerated))),
         *(f"it does not export {name}…" for name in exports if not any(e.startswith(name) for e in macho.exports())),
         *_check_signature(macho),
     ]
@@ -192,7 +201,7 @@ def _check_tables(macho: MachO) -> Iterator[str]:
     for offset, size, name in used:
         if offset < linkedit.offset or offset + size > linkedit.offset + linkedit.file_size:
             yield f"{name} lie outside __LINKEDIT"
-    for (offset, size, name), (following, _, next_name) in zip(used, used[1:], strict=False):
+    for (offset, size, name), (following, _, next_name) in itertools.pairwise(used):
         if offset + size > following:
             yield f"{name} and {next_name} overlap"
 
