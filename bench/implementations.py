@@ -39,6 +39,7 @@ class PluginKind:
 
     level: int
     layout: str = "rows"
+    device: str = "cpu"
 
 
 def weights_file(format: str, layout: str = "rows") -> str:
@@ -110,6 +111,7 @@ def plugin(
     )
     options = session_options(threads)
     onnx_moe.register(options)
+    options.add_session_config_entry("onnx_moe.device", kind.device)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(call: Call) -> object:
@@ -117,6 +119,8 @@ def plugin(
 
     nbytes = (gate_up.nbytes + down.nbytes) / shape.num_experts
     name = format if kind.layout == "rows" else f"{format} {kind.layout}"
+    if kind.device != "cpu":
+        name += f" on {kind.device}"
     return Implementation(f"{name}, level {kind.level}", run, nbytes)
 
 

@@ -51,10 +51,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Peers:
-    """Names among PEERS, and where ggml is installed if it is to take part."""
+    """Names among PEERS, where ggml is installed if it is to take part, and whether the plugin's GPU is."""
 
     names: tuple[str, ...]
     ggml: Path | None = None
+    metal: bool = False
 
 
 def measure(
@@ -79,6 +80,8 @@ def measure(
 def _implementations(shape: Shape, threads: int, peers: Peers, folder: Path) -> tuple[list[Implementation], list[str]]:
     mxfp4, nvfp4 = random_weights(shape, "mxfp4"), random_weights(shape, "nvfp4")
     kinds = [PluginKind(0), PluginKind(2), PluginKind(4), PluginKind(0, "interleaved"), PluginKind(4, "interleaved")]
+    if peers.metal:
+        kinds.append(PluginKind(0, device="metal"))
     makers = [partial(plugin, shape, mxfp4, kind, threads, folder) for kind in kinds]
     makers.append(partial(plugin, shape, nvfp4, PluginKind(4), threads, folder))
     if "qmoe-fp4" in peers.names:

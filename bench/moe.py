@@ -15,6 +15,8 @@ from rich.console import Console
 from bench.measure import PEERS, Peers, Result, measure
 from bench.report import chart, markdown, terminal_table
 from bench.shapes import SHAPES
+from onnx_moe import _native
+from onnx_moe.errors import OnnxMoeError
 
 _NAMES = ", ".join(SHAPES)
 #: What stands in front of it in the output file is kept.
@@ -29,6 +31,18 @@ def _choose(option: str, text: str, known: list[str]) -> tuple[str, ...]:
     return chosen
 
 
+def _wants_metal(device: str) -> bool:
+    if device == "cpu":
+        return False
+    if device != "metal":
+        raise typer.BadParameter(f"{device!r} is unknown: use cpu or metal", param_hint="--device")
+    try:
+        _native.device()
+    except OnnxMoeError as error:
+        raise typer.BadParameter(f"no GPU to measure: {error}", param_hint="--device") from error
+    return True
+
+
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -41,11 +55,12 @@ def main(
     tokens: Annotated[str, typer.Option(help="Token counts, with commas.")] = "1,2,4,8,16,64,128,512,2048",
     threads: Annotated[str, typer.Option(help="Thread counts, with commas.")] = "1,2",
     ggml: Annotated[Path | None, typer.Option(help="Folder that ggml is installed in, to measure it, too.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or metal to measure the GPU beside it.")] = "cpu",
     output: Annotated[Path | None, typer.Option(help="Markdown file to write its measured part of.")] = None,
 ) -> None:
     """Measures the plugin and its peers, interleaved in this process, and the machine's own limits."""
     console = Console(width=None if sys.stdout.isatty() else 160)
-    chosen_peers = Peers(_choose("--peers", peers, list(PEERS)), ggml)
+    chosen_peers = Peers(_choose("--peers", peers, list(PEERS)), ggml, _wants_metal(device))
     token_counts = tuple(int(count) for count in tokens.split(","))
     results: list[Result] = []
     sections: list[str] = []

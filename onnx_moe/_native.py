@@ -104,6 +104,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "onnx_moe_kernel_name": (ctypes.c_char_p, (ctypes.c_int,)),
     "onnx_moe_use_kernel": (ctypes.c_int, (ctypes.c_char_p,)),
     "onnx_moe_current_kernel": (ctypes.c_char_p, ()),
+    "onnx_moe_device": (ctypes.c_char_p, ()),
     "onnx_moe_quantize": (
         ctypes.c_int,
         (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(Fp4Matrix)),
@@ -180,6 +181,14 @@ def kernel_names() -> list[str]:
 def current_kernel() -> str:
     """The kernel in use; OnnxMoeError when ONNX_MOE_KERNEL names one that this machine lacks."""
     name = library().onnx_moe_current_kernel()
+    if name is None:
+        raise OnnxMoeError(library().onnx_moe_last_error().decode())
+    return str(name.decode())
+
+
+def device() -> str:
+    """The GPU that onnx_moe.device = metal would use; OnnxMoeError with the reason when there is none."""
+    name = library().onnx_moe_device()
     if name is None:
         raise OnnxMoeError(library().onnx_moe_last_error().decode())
     return str(name.decode())

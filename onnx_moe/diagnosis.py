@@ -30,6 +30,9 @@ KERNEL_NEEDS = {
     "reference": "nothing: it runs anywhere",
 }
 
+#: Tokens of a call to one expert that each way to compute a projection serves.
+_METAL_PROBES = {"decode": 1, "few rows": 4, "grouped": 64}
+
 _PACKAGES = ("onnx-moe", "onnxruntime", "onnx", "onnx-ir", "onnxscript", "numpy", "torch", "transformers")
 _OPTIONAL = {"torch", "transformers"}
 
@@ -44,15 +47,15 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Looks at packages, library, processor and kernels, and runs each kernel once on a known product."""
+    """Looks at packages, library, processor, kernels and GPU, and runs each kernel once on a known product."""
     diagnosis = Diagnosis()
     diagnosis.facts.append(("Python", f"{platform.python_version()} ({sys.executable})"))
     for package in _PACKAGES:
         diagnosis.facts.append((package, _package_version(package, diagnosis.problems)))
     diagnosis.facts.append(("processor", _processor_name()))
     diagnosis.facts.append(("cores", str(os.cpu_count())))
-    diagnosis.facts.append(("Metal device", "none: this version has no Metal backend yet"))
     _look_at_library(diagnosis)
+    _look_at_device(diagnosis)
     return diagnosis
 
 
@@ -106,24 +109,47 @@ def _reference_remedy(environment: str | None) -> str:
     return f"this processor has none of {KERNEL_NEEDS['avx2']}; use a newer one where speed matters."
 
 
+def _look_at_device(diagnosis: Diagnosis) -> None:
+    try:
+        device = _native.device()
+    except OnnxMoeError as error:
+        diagnosis.facts.append(("Metal device", f"none: {error}"))
+        return
+    diagnosis.facts.append(("Metal device", device))
+    for regime, tokens in _METAL_PROBES.items():
+        problem = _probe("metal", tokens)
+        diagnosis.kernels.append((f"metal {regime}", problem or "computes correctly"))
+        if problem:
+            diagnosis.problems.append(
+                f"Metal, {regime} kernel: {problem}. Set the session entry onnx_moe.device to cpu, and report it."
+            )
+
+
 def _try_kernel(name: str) -> str | None:
     """Runs a product of known result with kernel `name`; what went wrong, or None."""
+    with _native.use_kernel(name):
+        return _probe("cpu", 1)
+
+
+def _probe(device: str, tokens: int) -> str | None:
+    """Runs a product of known result for so many tokens on `device`; what went wrong, or None."""
     try:
-        with _native.use_kernel(name):
-            session = InferenceSession(_probe_model().SerializeToString())
-            (y,) = session.run(None, {"x": np.arange(32, dtype=np.float32)[None]})
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("onnx_moe.device", device)
+        session = InferenceSession(_probe_model(tokens).SerializeToString(), options)
+        (y,) = session.run(None, {"x": np.tile(np.arange(32, dtype=np.float32), (tokens, 1))})
     except OnnxMoeError as error:
         return str(error)
     except Exception as error:  # ONNX Runtime raises types of its own
         return f"ONNX Runtime {onnxruntime.__version__} fails: {error}"
     # Codes 2 (value 1.0) with scale 2^1: twice the sum of 0 … 31.
-    return None if y.tolist() == [[[992.0]]] else f"computes {y.tolist()} instead of [[[992.0]]]"
+    return None if np.all(y == 992.0) else f"computes {y.reshape(-1)[:4].tolist()} … instead of 992"
 
 
-def _probe_model() -> onnx.ModelProto:
+def _probe_model(tokens: int) -> onnx.ModelProto:
     helper, tensor = onnx.helper, onnx.TensorProto
     constants = [
-        onnx.numpy_helper.from_array(np.zeros((1, 1), np.int32), "ids"),
+        onnx.numpy_helper.from_array(np.zeros((tokens, 1), np.int32), "ids"),
         onnx.numpy_helper.from_array(np.full((1, 1, 16), 0x22, np.uint8), "weights"),
         onnx.numpy_helper.from_array(np.full((1, 1, 1), 128, np.uint8), "scales"),
     ]
@@ -131,8 +157,8 @@ def _probe_model() -> onnx.ModelProto:
     graph = helper.make_graph(
         [node],
         "probe",
-        [helper.make_tensor_value_info("x", tensor.FLOAT, [1, 32])],
-        [helper.make_tensor_value_info("y", tensor.FLOAT, [1, 1, 1])],
+        [helper.make_tensor_value_info("x", tensor.FLOAT, [tokens, 32])],
+        [helper.make_tensor_value_info("y", tensor.FLOAT, [tokens, 1, 1])],
         constants,
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, VERSION)]

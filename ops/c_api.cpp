@@ -3,6 +3,7 @@
 #include <exception>
 #include <string>
 
+#include "core/accelerator.h"
 #include "core/dispatch.h"
 #include "core/error.h"
 #include "core/expert_gemm.h"
@@ -91,6 +92,17 @@ const char* onnx_moe_current_kernel(void) {
   const char* name = nullptr;
   guarded([&] { name = onnx_moe::current_kernel().name; });
   return name;
+}
+
+const char* onnx_moe_device(void) {
+  const char* result = nullptr;
+  guarded([&] {
+    const onnx_moe::AcceleratorSearch& found = onnx_moe::find_accelerator();
+    onnx_moe::require(found.accelerator != nullptr, found.reason);
+    static const std::string description = found.accelerator->description();
+    result = description.c_str();
+  });
+  return result;
 }
 
 int onnx_moe_quantize(const void* weights, int32_t type, int32_t scale_rule, onnx_moe_fp4_matrix* out) {

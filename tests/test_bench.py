@@ -43,8 +43,16 @@ def test_benchmark(tmp_path: Path) -> None:
     assert output.with_suffix(".png").stat().st_size > 10_000
 
 
-def test_an_unknown_peer_is_an_error() -> None:
-    command = [sys.executable, "-m", "bench.moe", "--peers", "qmoe"]
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--peers", "qmoe", "'qmoe' is unknown: use all, or some of qmoe-fp4"),
+        ("--device", "gpu", "'gpu' is unknown: use cpu or metal"),
+        pytest.param("--device", "metal", "no GPU to measure", marks=pytest.mark.skipif("sys.platform == 'darwin'")),
+    ],
+)
+def test_a_wrong_option_is_an_error(option: str, value: str, message: str) -> None:
+    command = [sys.executable, "-m", "bench.moe", option, value]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert result.returncode == 2
-    assert "'qmoe' is unknown: use all, or some of qmoe-fp4" in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.replace("│", " ").split())

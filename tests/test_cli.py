@@ -76,6 +76,7 @@ def test_doctor_runs_every_kernel() -> None:
     output = _invoke("doctor")
     for name in _native.kernel_names():
         assert re.search(rf"kernel {name}\s+(in use|available), computes correctly", output)
+    assert re.search(r"Metal device\s+\w+", output)
     assert "No problems" in output
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,13 @@ from typing import Any
 import numpy as np
 
 from metal.simulator import operators
-from metal.simulator.operators import Launch, Projection, ProjectionInputs
+from metal.simulator.operators import REGIMES, Launch, Projection, ProjectionInputs
+from metal.simulator.plans import build_planner
 
 Array = np.ndarray[Any, Any]
+
+#: The host runtime's planner, compiled: the machine with the card may have no compiler.
+PLANNER = "planner.so"
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
@@ -61,7 +66,7 @@ def draw(
     if weights is not None:
         return replace(weights, x=x, expert_ids=ids)
     rows, columns = 2 * model.intermediate_size, model.hidden_size
-    block = operators.BLOCK_SIZES[model.gate_up.format]
+    block = {"mxfp4": 32, "nvfp4": 16}[model.gate_up.format]
     codes = rng.integers(0, 256, (model.num_experts, rows, columns // 2), np.uint8)
     low, high = {"mxfp4": (118, 124), "nvfp4": (20, 50)}[model.gate_up.format]
     scales = rng.integers(low, high, (model.num_experts, rows, columns // block), np.uint8)
@@ -202,7 +207,7 @@ class CudaDevice:
         for _ in range(self.repeats):
             self.cuda.synchronize()
             start = time.perf_counter()
-            grid = [*launch.threadgroups, launch.threads, 1, 1, 0]
+            grid = [*launch.threadgroups, 1, launch.threads, 1, 1, 0]
             self.cuda("cuLaunchKernel", self.functions[name], *grid, None, packed, None)
             self.cuda.synchronize()
             times.append(time.perf_counter() - start)
@@ -213,12 +218,11 @@ class CudaDevice:
             self.cuda("cuMemFree_v2", pointer)
 
 
-def regimes(model: Model, tokens: int) -> Iterator[bool]:
-    """Grouped or not: both, but for decode at sizes where it would only take long."""
-    if tokens <= 256:
-        yield False
-    if tokens > 1:
-        yield True
+def regimes(tokens: int) -> tuple[str, ...]:
+    """All, but for those that would only take long at this size."""
+    if tokens == 1:
+        return ("decode",)
+    return REGIMES if tokens <= 64 else REGIMES[1:]
 
 
 def values(device: CudaDevice, models: tuple[Model, ...], token_counts: tuple[int, ...]) -> bool:
@@ -232,20 +236,21 @@ def values(device: CudaDevice, models: tuple[Model, ...], token_counts: tuple[in
         for tokens in token_counts:
             inputs = draw(model, tokens, rng, weights)
             results = {}
-            for grouped in regimes(model, tokens):
-                y = operators.expert_gemm(device, model.gate_up, inputs, grouped=grouped).astype(np.float64)
+            for regime in regimes(tokens):
+                y = operators.expert_gemm(device, model.gate_up, inputs, regime=regime).astype(np.float64)
                 samples = rng.integers(0, [tokens, model.top_k], (4, 2))
                 expected = np.stack([expected_row(model.gate_up, inputs, *map(int, sample)) for sample in samples])
                 actual = np.stack([y[tuple(sample)] for sample in samples])
                 error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
-                results[grouped] = y
+                results[regime] = y
                 right &= bool(error <= 1e-3)
-                form = "grouped" if grouped else "decode "
-                print(f"{model.name:16} {tokens:5} tokens  {form}  relative error {error:.2e}", flush=True)
-            if len(results) == 2:
-                difference = np.linalg.norm(results[True] - results[False]) / np.linalg.norm(results[True])
+                print(f"{model.name:16} {tokens:5} tokens  {regime:7}  relative error {error:.2e}", flush=True)
+            for regime, y in results.items():
+                if regime == "grouped" or "grouped" not in results:
+                    continue
+                difference = np.linalg.norm(results["grouped"] - y) / np.linalg.norm(y)
                 right &= bool(difference <= 1e-3)
-                print(f"{model.name:16} {tokens:5} tokens  decode against grouped, all outputs: {difference:.2e}")
+                print(f"{model.name:16} {tokens:5} tokens  {regime} against grouped, all outputs: {difference:.2e}")
         device.forget()
     return right
 
@@ -259,7 +264,7 @@ def bandwidth(device: CudaDevice) -> None:
     inputs = replace(inputs, expert_ids=rng.permutation(model.num_experts).reshape(-1, model.top_k).astype(np.int32))
     device.keep(inputs.weights, inputs.scales, inputs.bias)
     device.repeats = 20
-    operators.expert_gemm(device, model.gate_up, inputs, grouped=False)
+    operators.expert_gemm(device, model.gate_up, inputs, regime="decode")
     moved = inputs.weights.nbytes + inputs.scales.nbytes
     achieved = moved / device.seconds
     source = device.kept[id(inputs.weights)][1]
@@ -282,8 +287,9 @@ def build(folder: Path) -> None:
     device = CompilingDevice(folder)
     for model in SMALL:
         inputs = draw(model, 8, np.random.default_rng(0))
-        for grouped in (False, True):
-            operators.expert_gemm(device, model.gate_up, inputs, grouped=grouped)
+        for regime in REGIMES:
+            operators.expert_gemm(device, model.gate_up, inputs, regime=regime)
+    build_planner(folder / PLANNER)
 
 
 def main(arguments: list[str]) -> int:
@@ -294,6 +300,7 @@ def main(arguments: list[str]) -> int:
     if options.command == "build":
         build(options.folder)
         return 0
+    os.environ["ONNX_MOE_PLANNER"] = str((options.folder / PLANNER).resolve())
     device = CudaDevice(options.folder)
     print(device.cuda.name)
     commands: dict[str, Callable[[], bool | None]] = {

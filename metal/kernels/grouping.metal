@@ -6,7 +6,7 @@
 
 using namespace metal;
 
-constant constexpr uint TILE_ROWS = 32;
+constant uint TILE_ROWS [[function_constant(0)]];  // of plan_tiles: the assignments that a tile holds
 
 kernel void count_assignments(constant GroupingArguments& arguments [[buffer(0)]],
                               device const int* expert_ids [[buffer(1)]],

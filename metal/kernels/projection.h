@@ -5,11 +5,11 @@
 #include "fp4.h"
 
 constant uint FUNCTION [[function_constant(2)]];  // the activation: none, silu, gelu, gelu_tanh, relu, relu2
-constant bool GATED [[function_constant(3)]];
-constant bool INTERLEAVED [[function_constant(4)]];
-constant bool HAS_GLOBAL_SCALE [[function_constant(5)]];
-constant uint BIAS [[function_constant(6)]];           // 0 none, 1 float, 2 ELEMENT
-constant bool OUTPUT_FLOAT [[function_constant(7)]];   // what the combine sums; ELEMENT otherwise
+constant uint GATED [[function_constant(3)]];
+constant uint INTERLEAVED [[function_constant(4)]];
+constant uint HAS_GLOBAL_SCALE [[function_constant(5)]];
+constant uint BIAS [[function_constant(6)]];          // 0 none, 1 float, 2 ELEMENT
+constant uint OUTPUT_FLOAT [[function_constant(7)]];  // what the combine sums; ELEMENT otherwise
 
 // The weight row of an output column; half_index 1 is the up projection's.
 inline uint weight_row(constant ExpertGemmArguments& arguments, uint column, uint half_index) {

@@ -7,11 +7,12 @@
 using namespace metal;
 
 constant uint SCORING [[function_constant(0)]];  // softmax, sigmoid, sqrt_softplus, softmax_after_topk, sigmoid_after_topk
-constant bool NORMALIZE [[function_constant(1)]];
-constant bool TOP2_SUM [[function_constant(2)]];
+constant uint NORMALIZE [[function_constant(1)]];
+constant uint TOP2_SUM [[function_constant(2)]];
 constant uint GATE [[function_constant(3)]];       // 0: hidden_states are the logits, 1 float, 2 ELEMENT
 constant uint GATE_BIAS [[function_constant(4)]];  // 0 none, 1 float, 2 ELEMENT
-constant bool HAS_CORRECTION [[function_constant(5)]];
+constant uint HAS_CORRECTION [[function_constant(5)]];
+constant uint HAS_LOGITS [[function_constant(6)]];  // whether anybody wants router_logits
 
 constant constexpr uint MAX_EXPERTS = 1024;
 constant constexpr uint MAX_SLOTS = 32;
@@ -127,7 +128,7 @@ kernel void router(constant RouterArguments& arguments [[buffer(0)]],
     }
     if (GATE_BIAS != 0) logit += read_parameter(gate_bias, GATE_BIAS, e);
     if (lane == 0) {
-      router_logits[ulong(token) * experts + e] = logit;
+      if (HAS_LOGITS) router_logits[ulong(token) * experts + e] = logit;
       scores[e] = score_of(logit);
     }
   }

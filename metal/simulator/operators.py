@@ -1,64 +1,26 @@
-"""The operators through the Metal kernels: which kernels, in which order, over which grid.
+"""The operators through the Metal kernels, launched as the host runtime plans it (plans.py).
 
 Every array is a host array; `Device.run` updates those that a kernel writes. The element type of activations is the
-dtype of `x` (float32, float16 or ml_dtypes.bfloat16).
+dtype of the hidden states (float32, float16 or ml_dtypes.bfloat16).
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from .plans import Plan, PlannedLaunch, make_plan
+
 Array = np.ndarray[Any, Any]
-Triple = tuple[int, int, int]
 
 FORMATS = ("mxfp4", "nvfp4", "fp4")
-BLOCK_SIZES = {"mxfp4": 32, "nvfp4": 16, "fp4": 128}
-FUNCTIONS = ("none", "silu", "gelu", "gelu_tanh", "relu", "relu2")
-SCORINGS = ("softmax", "sigmoid", "sqrt_softplus", "softmax_after_topk", "sigmoid_after_topk")
-
-#: From this many assignments an expert on average, tiles of simdgroup matrices pay for grouping.
-GROUPED_FROM = 4.0
-TILE_ROWS = 32
-SIMDGROUPS = 4
-#: Weight rows that a simdgroup of the decode kernel computes: gate and up rows of its columns.
-DECODE_ROWS = 4
-
-
-class ExpertGemmArguments(ctypes.Structure):
-    """arguments.h"""
-
-    _fields_ = (
-        *((name, ctypes.c_uint32) for name in ("assignments", "slots", "num_experts", "rows", "columns")),
-        *((name, ctypes.c_uint32) for name in ("output_columns", "x_per_slot", "global_scales")),
-        *((name, ctypes.c_float) for name in ("alpha", "beta", "limit")),
-    )
-
-
-class GroupingArguments(ctypes.Structure):
-    """arguments.h"""
-
-    _fields_ = (("assignments", ctypes.c_uint32), ("num_experts", ctypes.c_uint32))
-
-
-class CombineArguments(ctypes.Structure):
-    """arguments.h"""
-
-    _fields_ = tuple((name, ctypes.c_uint32) for name in ("tokens", "slots", "columns"))
-
-
-class RouterArguments(ctypes.Structure):
-    """arguments.h"""
-
-    _fields_ = (
-        *((name, ctypes.c_uint32) for name in ("tokens", "hidden_size", "num_experts", "top_k", "num_groups")),
-        *((name, ctypes.c_uint32) for name in ("top_k_groups", "num_shared_experts")),
-        *((name, ctypes.c_float) for name in ("norm_epsilon", "norm_min", "scaling_factor")),
-    )
+#: ElementType of ops/core/element_type.h.
+ELEMENT_TYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
+#: How a projection may be computed; "auto" leaves it to the planner.
+REGIMES = ("decode", "few", "grouped")
 
 
 @dataclass(frozen=True)
@@ -69,8 +31,8 @@ class Launch:
     kernel: str
     element: str
     constants: Mapping[int, int]
-    buffers: Sequence[Any]
-    threadgroups: Triple
+    buffers: Sequence[Array]
+    threadgroups: tuple[int, int]
     threads: int
 
 
@@ -82,7 +44,7 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class Projection:
-    """Attributes of MoEExpertGemmFP4."""
+    """Attributes of MoEExpertGemmFP4. Metal computes every accuracy_level at level 0."""
 
     format: str = "mxfp4"
     block_size: int = 0
@@ -93,6 +55,16 @@ class Projection:
     beta: float = 0.0
     limit: float = 0.0
     accuracy_level: int = 0
+
+
+@dataclass(frozen=True)
+class ProjectionWeights:
+    """An experts' projection: weights [E, N, K/2], scales [E, N, K/block], global_scale [E] or [E, 2], bias [E, N]."""
+
+    weights: Array
+    scales: Array
+    global_scale: Array | None = None
+    bias: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -107,134 +79,9 @@ class ProjectionInputs:
     bias: Array | None = None
     expert_weights: Array | None = None
 
-
-def element_name(dtype: np.dtype[Any]) -> str:
-    return {"float32": "float", "float16": "half", "bfloat16": "bfloat"}[dtype.name]
-
-
-def kind_of(array: Array | None) -> int:
-    """0 absent, 1 float, 2 the element type."""
-    return 0 if array is None else 1 if array.dtype == np.float32 else 2
-
-
-def raw(array: Array | None) -> Array:
-    """The array as a kernel takes it; absent ones as a few bytes that are never read."""
-    if array is None:
-        return np.zeros(16, np.uint8)
-    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
-
-
-def expert_gemm(
-    device: Device, attributes: Projection, inputs: ProjectionInputs, *, grouped: bool | None = None
-) -> Array:
-    """y [..., k, N'], or [..., N'] with expert_weights. `grouped` overrides the choice of the regime."""
-    experts, rows = inputs.weights.shape[:2]
-    slots = inputs.expert_ids.shape[-1]
-    assignments = inputs.expert_ids.size
-    outputs = rows // 2 if attributes.gated else rows
-    element = element_name(inputs.x.dtype)
-    combine = inputs.expert_weights is not None
-    y = np.zeros((assignments, outputs), np.float32 if combine else inputs.x.dtype)
-    if assignments:
-        arguments = ExpertGemmArguments(
-            *(assignments, slots, experts, rows, inputs.x.shape[-1], outputs),
-            int(inputs.x.ndim == inputs.expert_ids.ndim + 1),
-            1 if inputs.global_scale is None else inputs.global_scale.size // experts,
-            *(attributes.alpha, attributes.beta, attributes.limit),
-        )
-        constants = projection_constants(attributes, inputs)
-        if grouped is None:
-            grouped = assignments >= GROUPED_FROM * experts
-        project = _project_grouped if grouped else _project_rows
-        project(device, element, constants, arguments, inputs, y)
-    if not combine:
-        return y.reshape(*inputs.expert_ids.shape, outputs)
-    tokens = assignments // slots
-    combined = np.zeros((tokens, outputs), inputs.x.dtype)
-    if tokens:
-        buffers = [CombineArguments(tokens, slots, outputs), y, inputs.expert_weights, raw(combined)]
-        device.run(Launch("combine", "combine", element, {}, buffers, (-(-outputs // 64), tokens, 1), 64))
-    return combined.reshape(*inputs.expert_ids.shape[:-1], outputs)
-
-
-def projection_constants(attributes: Projection, inputs: ProjectionInputs) -> dict[int, int]:
-    """Function constants by index, as projection.h numbers them."""
-    bias = kind_of(inputs.bias)
-    return {
-        0: FORMATS.index(attributes.format),
-        1: attributes.block_size or BLOCK_SIZES[attributes.format],
-        2: FUNCTIONS.index(attributes.activation),
-        3: attributes.gated,
-        4: int(attributes.gate_layout == "interleaved"),
-        5: int(inputs.global_scale is not None),
-        6: bias,
-        7: int(inputs.expert_weights is not None),
-    }
-
-
-def _weight_buffers(inputs: ProjectionInputs) -> list[Array]:
-    return [inputs.weights, inputs.scales, raw(inputs.global_scale), raw(inputs.bias)]
-
-
-def _project_rows(
-    device: Device,
-    element: str,
-    constants: dict[int, int],
-    arguments: ExpertGemmArguments,
-    inputs: ProjectionInputs,
-    y: Array,
-) -> None:
-    buffers = [arguments, raw(inputs.x), inputs.expert_ids, *_weight_buffers(inputs), raw(y)]
-    columns = SIMDGROUPS * DECODE_ROWS // (arguments.rows // arguments.output_columns)
-    grid = (-(-arguments.output_columns // columns), arguments.assignments, 1)
-    device.run(Launch("decode", "expert_decode", element, constants, buffers, grid, 32 * SIMDGROUPS))
-
-
-def _project_grouped(
-    device: Device,
-    element: str,
-    constants: dict[int, int],
-    arguments: ExpertGemmArguments,
-    inputs: ProjectionInputs,
-    y: Array,
-) -> None:
-    groups = group(device, inputs.expert_ids, arguments.num_experts)
-    per_tile = TILE_ROWS // 2 if constants[3] else TILE_ROWS
-    grid = (-(-arguments.output_columns // per_tile), len(groups.tiles), 1)
-    buffers = [
-        *(arguments, raw(inputs.x), groups.grouped, groups.tiles, groups.tile_count),
-        *_weight_buffers(inputs),
-        raw(y),
-    ]
-    device.run(Launch("grouped", "expert_grouped", element, constants, buffers, grid, 128))
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Assignments grouped by expert: offsets [E], grouped [T·k], tiles [at most, 3] of which tile_count are used."""
-
-    offsets: Array
-    grouped: Array
-    tiles: Array
-    tile_count: Array
-
-
-def group(device: Device, expert_ids: Array, num_experts: int) -> Groups:
-    """Counting sort of the assignments by expert, stable; and the tiles of TILE_ROWS that are not empty."""
-    arguments = GroupingArguments(expert_ids.size, num_experts)
-    counts, offsets = np.zeros(num_experts, np.uint32), np.zeros(num_experts, np.uint32)
-    grouped, tile_count = np.zeros(expert_ids.size, np.uint32), np.zeros(1, np.uint32)
-    # An expert fills whole tiles but for its last: no more tiles than this can occur.
-    most = min(expert_ids.size, expert_ids.size // TILE_ROWS + num_experts)
-    tiles = np.zeros((most, 3), np.uint32)
-    grid = (-(-num_experts // 8), 1, 1)
-    for kernel, buffers, threadgroups, threads in (
-        ("count_assignments", [arguments, expert_ids, counts], grid, 256),
-        ("plan_tiles", [arguments, counts, offsets, tiles, tile_count], (1, 1, 1), 32),
-        ("scatter_assignments", [arguments, expert_ids, offsets, grouped], grid, 256),
-    ):
-        device.run(Launch("grouping", kernel, "float", {}, buffers, threadgroups, threads))
-    return Groups(offsets, grouped, tiles, tile_count)
+    @property
+    def projection(self) -> ProjectionWeights:
+        return ProjectionWeights(self.weights, self.scales, self.global_scale, self.bias)
 
 
 @dataclass(frozen=True)
@@ -252,6 +99,10 @@ class Router:
     group_scoring: str = "max"
     num_shared_experts: int = 0
 
+    @property
+    def slots(self) -> int:
+        return self.top_k + self.num_shared_experts
+
 
 @dataclass(frozen=True)
 class RouterInputs:
@@ -263,33 +114,152 @@ class RouterInputs:
     correction_bias: Array | None = None
 
 
-def router(device: Device, attributes: Router, inputs: RouterInputs) -> tuple[Array, Array, Array]:
-    """expert_ids [..., k], expert_weights [..., k], router_logits [..., E]."""
+@dataclass
+class Call:
+    """An operator's tensors by the names of metal/plan/plan.h, and its description for the planner."""
+
+    description: dict[str, Any]
+    tensors: dict[str, Array] = field(default_factory=dict)
+
+    def give(self, **tensors: Array | None) -> None:
+        """Adds tensors; of optional ones the planner is told the type, or that they are not there."""
+        for name, array in tensors.items():
+            if array is not None:
+                self.tensors[name] = array
+                self.description[f"{name}_type"] = ELEMENT_TYPES.get(array.dtype.name, 0)
+
+    def plan(self) -> Plan:
+        return make_plan(self.description)
+
+    def run(self, device: Device) -> list[Array]:
+        """Runs the plan; its scratch memory, for who wants to look."""
+        plan = self.plan()
+        # 0xFF is NaN and an index out of range: memory that a kernel reads before it was written shows.
+        scratch: list[Array] = [np.full(size, 0xFF, np.uint8) for size in plan.scratch_bytes]
+        for launch in plan.launches:
+            device.run(self._launch(launch, scratch))
+        return scratch
+
+    def _launch(self, planned: PlannedLaunch, scratch: list[Array]) -> Launch:
+        buffers = []
+        for argument in planned.arguments:
+            if argument.bytes is not None:
+                buffers.append(np.frombuffer(argument.bytes, np.uint8))
+            elif argument.scratch is not None:
+                buffers.append(scratch[argument.scratch])
+            else:
+                buffers.append(_raw(self.tensors[argument.tensor]) if argument.tensor else np.zeros(16, np.uint8))
+        constants = dict(enumerate(planned.constants))
+        return Launch(
+            planned.file,
+            planned.kernel,
+            planned.element,
+            constants,
+            buffers,
+            planned.threadgroups,
+            planned.threads,
+        )
+
+
+def _raw(array: Array) -> Array:
+    """The same memory in a type that numpy knows by itself."""
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
+def _projection_description(attributes: Projection, weights: ProjectionWeights) -> dict[str, Any]:
+    experts, rows, half_columns = weights.weights.shape
+    described = asdict(attributes) | {"format": FORMATS.index(attributes.format)}
+    del described["accuracy_level"]
+    return described | {"num_experts": experts, **_sizes("", weights, rows, 2 * half_columns)}
+
+
+def _sizes(prefix: str, weights: ProjectionWeights, rows: int, columns: int) -> dict[str, Any]:
+    scales = 1 if weights.global_scale is None else weights.global_scale.size // len(weights.weights)
+    return {f"{prefix}rows": rows, f"{prefix}columns": columns, f"{prefix}global_scales": scales}
+
+
+def _router_description(attributes: Router, inputs: RouterInputs) -> dict[str, Any]:
     hidden = inputs.hidden_states
     experts = hidden.shape[-1] if inputs.gate_weight is None else len(inputs.gate_weight)
-    leading = hidden.shape[:-1]
-    tokens = int(np.prod(leading))
-    slots = attributes.top_k + attributes.num_shared_experts
-    ids, weights = np.full((*leading, slots), -1, np.int32), np.full((*leading, slots), np.nan, np.float32)
-    logits = np.full((*leading, experts), np.nan, np.float32)
-    if tokens:
-        arguments = RouterArguments(
-            *(tokens, hidden.shape[-1], experts, attributes.top_k, attributes.num_groups, attributes.top_k_groups),
-            attributes.num_shared_experts,
-            *(attributes.norm_epsilon, attributes.norm_min, attributes.scaling_factor),
-        )
-        constants = {
-            0: SCORINGS.index(attributes.scoring),
-            1: attributes.normalize,
-            2: int(attributes.group_scoring == "top2_sum"),
-            3: kind_of(inputs.gate_weight),
-            4: kind_of(inputs.gate_bias),
-            5: int(inputs.correction_bias is not None),
-        }
-        buffers = [
-            *(arguments, raw(hidden), raw(inputs.gate_weight), raw(inputs.gate_bias), raw(inputs.correction_bias)),
-            *(ids, weights, logits),
-        ]
-        element = element_name(hidden.dtype)
-        device.run(Launch("router", "router", element, constants, buffers, (tokens, 1, 1), 32 * 8))
+    sizes = {"tokens": hidden.size // hidden.shape[-1], "hidden_size": hidden.shape[-1], "routed_experts": experts}
+    return asdict(attributes) | sizes | {"type": ELEMENT_TYPES[hidden.dtype.name]}
+
+
+def projection_call(attributes: Projection, inputs: ProjectionInputs, y: Array, regime: str = "auto") -> Call:
+    """A call of MoEExpertGemmFP4 into `y`."""
+    slots = inputs.expert_ids.shape[-1]
+    call = Call(
+        _projection_description(attributes, inputs.projection)
+        | {"operator": "projection", "regime": regime, "type": ELEMENT_TYPES[inputs.x.dtype.name]}
+        | {"tokens": inputs.expert_ids.size // slots, "slots": slots}
+        | {"x_per_slot": int(inputs.x.ndim == inputs.expert_ids.ndim + 1)}
+    )
+    call.give(**vars(inputs), y=y)
+    return call
+
+
+def expert_gemm(device: Device, attributes: Projection, inputs: ProjectionInputs, *, regime: str = "auto") -> Array:
+    """y [..., k, N'], or [..., N'] with expert_weights."""
+    rows = inputs.weights.shape[1] // (2 if attributes.gated else 1)
+    leading = inputs.expert_ids.shape if inputs.expert_weights is None else inputs.expert_ids.shape[:-1]
+    y = np.zeros((*leading, rows), inputs.x.dtype)
+    if inputs.expert_ids.size:
+        projection_call(attributes, inputs, y, regime).run(device)
+    return y
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Assignments grouped by expert: offsets [E], grouped [T·k], tiles [at most, 3] of which tile_count are used."""
+
+    offsets: Array
+    grouped: Array
+    tiles: Array
+    tile_count: int
+
+
+def group(device: Device, expert_ids: Array, num_experts: int, tile_rows: int) -> Groups:
+    """Stable counting sort of the assignments by expert; and the tiles of at most tile_rows that are not empty."""
+    call = Call(
+        {"operator": "grouping", "assignments": expert_ids.size, "num_experts": num_experts, "tile_rows": tile_rows}
+    )
+    call.give(expert_ids=expert_ids)
+    _counts, offsets, grouped, tiles, tile_count = (memory.view(np.uint32) for memory in call.run(device))
+    return Groups(offsets, grouped, tiles.reshape(-1, 3), int(tile_count[0]))
+
+
+def router(device: Device, attributes: Router, inputs: RouterInputs) -> tuple[Array, Array, Array]:
+    """expert_ids [..., k], expert_weights [..., k], router_logits [..., E]."""
+    description = _router_description(attributes, inputs)
+    leading = inputs.hidden_states.shape[:-1]
+    ids = np.full((*leading, attributes.slots), -1, np.int32)
+    weights = np.full((*leading, attributes.slots), np.nan, np.float32)
+    logits = np.full((*leading, description["routed_experts"]), np.nan, np.float32)
+    if description["tokens"]:
+        call = Call(description | {"operator": "router"})
+        call.give(x=inputs.hidden_states, gate_weight=inputs.gate_weight, gate_bias=inputs.gate_bias)
+        call.give(correction_bias=inputs.correction_bias)
+        call.give(expert_ids=ids, expert_weights=weights, router_logits=logits)
+        call.run(device)
     return ids, weights, logits
+
+
+def block_call(
+    attributes: tuple[Router, Projection],
+    inputs: RouterInputs,
+    projections: tuple[ProjectionWeights, ProjectionWeights],
+    y: Array,
+    regime: str = "auto",
+) -> Call:
+    """A call of MoEBlockFP4 into `y` [..., M]."""
+    gate_up, down = projections
+    call = Call(
+        _projection_description(attributes[1], gate_up)
+        | _sizes("down_", down, down.weights.shape[1], 2 * down.weights.shape[2])
+        | _router_description(attributes[0], inputs)
+        | {"operator": "block", "regime": regime}
+    )
+    call.give(x=inputs.hidden_states, gate_weight=inputs.gate_weight, gate_bias=inputs.gate_bias)
+    call.give(correction_bias=inputs.correction_bias, **vars(gate_up))
+    call.give(**{f"down_{name}": array for name, array in vars(down).items()}, y=y)
+    return call

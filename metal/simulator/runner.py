@@ -80,6 +80,7 @@ class Launch(ctypes.Structure):  # struct MslLaunch of fibers.cpp
         ("n_diverged", ctypes.c_uint64),
         ("n_partial", ctypes.c_uint64),
         ("tg_used", ctypes.c_uint64),
+        ("loaded", ctypes.c_uint64 * 32),
         ("note", ctypes.c_char * 512),
         ("err", ctypes.c_char * 1024),
         ("fault_pc", ctypes.c_uint64),
@@ -142,17 +143,21 @@ def _as_array(b):
     return np.atleast_1d(np.asarray(b))
 
 
-@functools.cache
-def fiber_runtime(cxx):
-    """fibers.cpp, loaded once for all kernels: each of its copies would take thread-local memory."""
+def fiber_runtime_path():
+    """fibers.cpp, compiled."""
 
     def make(tmp):
         source = os.path.join(SHIM, "fibers.cpp")
         flags = [*CPU_FLAGS, "-I", SHIM, "-shared", "-pthread"]
-        _tool([cxx, *flags, source, "-o", tmp, "-lm", "-ldl"], "runtime compilation")
+        _tool([CXX, *flags, source, "-o", tmp, "-lm", "-ldl"], "runtime compilation")
 
-    path = _build(os.path.join(CACHE, "fibers_" + _hash(cxx, _shim_hash()) + ".so"), make)
-    runtime = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    return _build(os.path.join(CACHE, "fibers_" + _hash(CXX, _shim_hash()) + ".so"), make)
+
+
+@functools.cache
+def fiber_runtime(cxx):
+    """Loaded once for all kernels: each of its copies would take thread-local memory."""
+    runtime = ctypes.CDLL(fiber_runtime_path(), mode=ctypes.RTLD_GLOBAL)
     runtime.mslrt_launch_size.restype = ctypes.c_ulong
     assert runtime.mslrt_launch_size() == ctypes.sizeof(Launch), "launch structure mismatch"
     return runtime
@@ -161,7 +166,8 @@ def fiber_runtime(cxx):
 class Library:
     """One MSL source, specialised and compiled on demand per kernel and function constants."""
 
-    def __init__(self, text, target, flags=(), unroll=False, cxx=None):
+    def __init__(self, text, target, flags=(), unroll=False, cxx=None, open_constants=False):
+        self.open_constants = open_constants
         self.text, self.target, self.flags, self.unroll = text, target, list(flags), unroll
         self.cxx = cxx or CXX
         self.program = translator.Program(text, "cuda" if target == "cuda" else "cpu")
@@ -177,13 +183,17 @@ class Library:
 
     def source(self, names=None, constants=None):
         """The generated C++ (or CUDA) text."""
-        return translator.generate(self.text, self.target, names, constants, self.unroll)[0]
+        return translator.generate(self.text, self.target, names, constants, self.unroll, self.open_constants)[0]
 
     def _constants(self, c):
         out = {}
         for k, v in (c or {}).items():
             out[self.program.function_constants[k][0] if isinstance(k, str) else int(k)] = v
         return out
+
+    def shared_object(self):
+        """Path of all kernels compiled with open constants."""
+        return self._cpu_library(None, {})
 
     # -- CPU --
     def _cpu_library(self, names, constants):
@@ -291,15 +301,21 @@ class Library:
         return L2, races, dt
 
     def _function(self, name, constants):
-        key = (name, tuple(sorted(constants.items())))
+        key = (name, () if self.open_constants else tuple(sorted(constants.items())))
         if key not in self._fn:
             if name not in self.kernels:
                 raise MslError(f"no kernel named {name}")
             runtime = fiber_runtime(self.cxx)
-            so = self._cpu_library([name], constants)
-            entry = getattr(ctypes.CDLL(so), translator.symbol(name))
-            self._fn[key] = (runtime, ctypes.cast(entry, ctypes.c_void_p).value, so)
-        return self._fn[key]
+            so = self._cpu_library(None, {}) if self.open_constants else self._cpu_library([name], constants)
+            loaded = ctypes.CDLL(so)
+            entry = getattr(loaded, translator.symbol(name))
+            setter = loaded.msl_set_constants if self.open_constants else None
+            self._fn[key] = (runtime, ctypes.cast(entry, ctypes.c_void_p).value, so, setter)
+        runtime, entry, so, setter = self._fn[key]
+        if setter:
+            values = (ctypes.c_uint32 * 32)(*[int(constants.get(i, 0)) for i in range(32)])
+            setter(values)
+        return runtime, entry, so
 
     def run(
         self,
@@ -399,6 +415,7 @@ class Library:
             "diverged": L.n_diverged,
             "partial": L.n_partial,
             "threadgroup_bytes": L.tg_used,
+            "loaded": list(L.loaded),
             "note": L.note.decode(errors="replace"),
         }
 
@@ -443,10 +460,23 @@ def _where(so, pc):
     return "at " + " <- ".join(f"{os.path.basename(f)}:{number}" for f, number in lines[:4]) if lines else ""
 
 
-def compile(source, include_dirs=(), target="cpu", defines=(), flags=(), unroll=False, metal_version="320", cxx=None):
-    """source: path of a .metal file, or MSL text. Kernels are compiled when first run."""
+def compile(
+    source,
+    include_dirs=(),
+    target="cpu",
+    defines=(),
+    flags=(),
+    unroll=False,
+    metal_version="320",
+    cxx=None,
+    open_constants=False,
+):
+    """source: path of a .metal file, or MSL text. Kernels are compiled when first run.
+
+    open_constants: one compilation for all values of the function constants.
+    """
     text = translator.preprocess(source, include_dirs, defines, CPP, metal_version)
-    return Library(text, target, flags, unroll, cxx)
+    return Library(text, target, flags, unroll, cxx, open_constants)
 
 
 def check(source, include_dirs=(), defines=(), clang=None, metal_version="320", extra=()):

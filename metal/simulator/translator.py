@@ -137,8 +137,9 @@ class Kernel:
 
 # ------------------------------------------------------------- the program --
 class Program:
-    def __init__(self, text, target, constants=None, unroll=False):
+    def __init__(self, text, target, constants=None, unroll=False, open_constants=False):
         assert target in ("cpu", "cuda", "check")
+        self.open_constants = open_constants
         self.target, self.unroll = target, unroll
         self.constants = dict(constants or {})
         self.t = tokenize(text)
@@ -627,7 +628,10 @@ class Program:
             )
             self.blank(i, e)
             sp = "__constant " if self.target == "check" else ""
-            t[i].out, t[i].k = f"static constexpr {sp}{typ} {name} = ({typ}){v}", "done"
+            if self.open_constants:
+                t[i].out, t[i].k = f"static {typ} {name}", "done"
+            else:
+                t[i].out, t[i].k = f"static constexpr {sp}{typ} {name} = ({typ}){v}", "done"
             self.defined[name] = defined
             return
         if self.target == "check":
@@ -949,9 +953,12 @@ def entries(prog, names):
     return "".join(out)
 
 
-def generate(text, target, names=None, constants=None, unroll=False):
-    """Returns (C++ source, Program). names: kernels to give entry points (None: all)."""
-    p = Program(text, target, constants, unroll)
+def generate(text, target, names=None, constants=None, unroll=False, open_constants=False):
+    """Returns (C++ source, Program). names: kernels to give entry points (None: all).
+
+    open_constants: function constants are variables, which msl_set_constants(values by number) sets.
+    """
+    p = Program(text, target, constants, unroll, open_constants)
     if names is None:
         names = list(p.kernels)
     for n in names:
@@ -966,5 +973,8 @@ def generate(text, target, names=None, constants=None, unroll=False):
     )
     if target != "check":
         src += '\n#line 1 "entry_points"\n' + entries(p, names)
+    if open_constants:
+        settings = [f"  {name} = {typ}(values[{index}]);\n" for name, (index, typ) in p.function_constants.items()]
+        src += 'extern "C" void msl_set_constants(const unsigned* values) {\n' + "".join(settings) + "}\n"
     src += "\n} // namespace mslns\n"
     return src, p

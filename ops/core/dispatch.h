@@ -8,20 +8,25 @@
 
 namespace onnx_moe {
 
+// Throws an Error that names row and slot (`slots` ids to a row) unless expert_ids[index] lies in [0, num_experts).
+template <typename Id>
+void check_expert_id(const Id* expert_ids, int64_t index, int64_t slots, int64_t num_experts) {
+  const int64_t expert = expert_ids[index];
+  if (expert >= 0 && expert < num_experts) return;
+  fail("expert_ids holds ", expert, " in row ", index / slots, ", slot ", index % slots,
+       ", but experts are numbered 0 to ", num_experts - 1);
+}
+
 // A stable counting sort of expert_ids[count], O(count + num_experts). order[i]: flat index of the i-th assignment in
 // expert order; offsets[num_experts + 1]; inverse (may be null): position of each flat index in `order`.
-// An id outside [0, num_experts) throws an Error that names row and slot (`slots` ids to a row) and value.
+// Ids are checked.
 template <typename Id, typename Index>
 void group_tokens_by_expert(const Id* expert_ids, int64_t count, int64_t slots, int64_t num_experts, Index* order,
                             Index* offsets, Index* inverse) {
   for (int64_t e = 0; e <= num_experts; ++e) offsets[e] = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t expert = expert_ids[i];
-    if (expert < 0 || expert >= num_experts) {
-      fail("expert_ids holds ", expert, " in row ", i / slots, ", slot ", i % slots, ", but experts are numbered 0 to ",
-           num_experts - 1);
-    }
-    ++offsets[expert + 1];
+    check_expert_id(expert_ids, i, slots, num_experts);
+    ++offsets[expert_ids[i] + 1];
   }
   for (int64_t e = 0; e < num_experts; ++e) offsets[e + 1] += offsets[e];
   // offsets[e] serves as the cursor of expert e and ends where expert e + 1 begins; shifted back afterwards.

@@ -89,6 +89,12 @@ ONNX_MOE_API int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* w
 ONNX_MOE_API int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes, int64_t tokens, int64_t slots,
                                        int64_t num_experts, int64_t* order, int64_t* offsets, int64_t* inverse);
 
+/* ---- devices ------------------------------------------------------------------------------------------------ */
+
+/* The GPU that onnx_moe.device = metal would use, for people; NULL when there is none, and onnx_moe_last_error() says
+   why. */
+ONNX_MOE_API const char* onnx_moe_device(void);
+
 /* ---- the operators, without ONNX Runtime -------------------------------------------------------------------- */
 
 typedef struct onnx_moe_router_args {

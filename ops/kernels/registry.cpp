@@ -16,7 +16,9 @@ extern const Kernel kAvx512Kernel;
 extern const Kernel kAvx2VnniKernel;
 extern const Kernel kAvx2Kernel;
 #elif defined(__aarch64__)
+#ifndef __APPLE__
 extern const Kernel kNeonI8mmKernel;
+#endif
 extern const Kernel kNeonDotprodKernel;
 extern const Kernel kNeonKernel;
 #endif
@@ -30,7 +32,10 @@ const std::vector<const Kernel*>& available_kernels() {
 #if defined(__x86_64__)
         &kAvx512VnniKernel, &kAvx512Kernel, &kAvx2VnniKernel, &kAvx2Kernel,
 #elif defined(__aarch64__)
-        &kNeonI8mmKernel, &kNeonDotprodKernel, &kNeonKernel,
+#ifndef __APPLE__
+        &kNeonI8mmKernel,
+#endif
+        &kNeonDotprodKernel, &kNeonKernel,
 #endif
         &kReferenceKernel};
     std::vector<const Kernel*> usable;

@@ -1,7 +1,6 @@
 #include "operators/block_operator.h"
 
 #include "kernels/registry.h"
-#include "operators/device.h"
 #include "operators/router_operator.h"
 
 namespace onnx_moe {
@@ -39,6 +38,12 @@ Sizes check_shapes(const InputShapes& shapes, const BlockFormat& format) {
   return sizes;
 }
 
+const char* unsupported_block(WeightLayout layout, const RouterAttributes& router, const InputShapes& shapes,
+                              const BlockFormat& format) {
+  if (const char* const reason = unsupported_layout(layout)) return reason;
+  return unsupported_router(router, check_shapes(shapes, format).routed_experts);
+}
+
 }  // namespace
 
 BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
@@ -52,7 +57,8 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
       format_(read_format(attributes)),
       layout_(read_weight_layout(attributes)),
       activation_(read_activation(attributes)),
-      precision_(read_precision(attributes)) {
+      precision_(read_precision(attributes)),
+      placement_(info, definition, unsupported_block(layout_, router_, declared_shapes(info, definition), format_)) {
   for (const ProjectionInputs& inputs : {kGateUp, kDown}) check_scale_type(info, inputs, format_);
   const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
   if (sizes.routed_experts != kUnknown) validate(router_, sizes.routed_experts);
@@ -60,7 +66,6 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
   validate(activation_, rows);
   validate(layout_, rows, activation_);
   validate(layout_, sizes.down.rows == kUnknown ? kGroupRows : sizes.down.rows, Activation{});
-  expect_cpu(info, node_label(info, definition));
 }
 
 void BlockOperator::compute(ort::KernelContext& context) {
@@ -87,11 +92,25 @@ void BlockOperator::compute(ort::KernelContext& context) {
   for (size_t i = 0; i + 1 < dimensions.size(); ++i) tokens *= dimensions[i];
   dimensions.back() = sizes.down.rows;
   void* y = context.output(0, dimensions);
-  moe_block(current_kernel(), block,
-            {type(), static_cast<ElementType>(gate.type()), type_of(gate_bias), tokens, sizes.gate_up.columns,
-             sizes.routed_experts, hidden.data(), gate.data(), gate_bias ? gate_bias->data() : nullptr,
-             correction_bias ? correction_bias->as<float>() : nullptr, nullptr, nullptr, nullptr},
-            y, context);
+  const RouterInput routing{type(),
+                            static_cast<ElementType>(gate.type()),
+                            type_of(gate_bias),
+                            tokens,
+                            sizes.gate_up.columns,
+                            sizes.routed_experts,
+                            hidden.data(),
+                            gate.data(),
+                            gate_bias ? gate_bias->data() : nullptr,
+                            correction_bias ? correction_bias->as<float>() : nullptr,
+                            nullptr,
+                            nullptr,
+                            nullptr};
+  const int64_t multiply_adds =
+      tokens * router_.slots() * (sizes.gate_up.rows * sizes.gate_up.columns + sizes.down.rows * sizes.down.columns);
+  if (Accelerator* const accelerator = placement_.accelerator(multiply_adds)) {
+    return accelerator->moe_block(block, routing, y, placement_.constants());
+  }
+  moe_block(current_kernel(), block, routing, y, context);
 }
 
 void BlockOperator::infer_shapes(const ort::ShapeInference& inference) {

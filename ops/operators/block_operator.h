@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/moe_block.h"
+#include "operators/device.h"
 #include "operators/projection.h"
 
 namespace onnx_moe {
@@ -23,6 +24,7 @@ class BlockOperator final : public OperatorKernel {
   WeightLayout layout_;
   Activation activation_;
   Precision precision_;
+  Placement placement_;
 };
 
 }  // namespace onnx_moe

@@ -1,18 +1,35 @@
-// Where an operator runs: the session's entry onnx_moe.device, one of auto, metal and cpu.
+// Where a node's calls run: on the CPU kernels or on the accelerator, as the session's entry onnx_moe.device asks
+// (auto, metal or cpu), the node allows and the size of a call makes worth while.
 #pragma once
 
+#include <memory>
 #include <string>
 
-#include "ort/api.h"
+#include "core/accelerator.h"
+#include "operators/operator_kernel.h"
 
 namespace onnx_moe {
 
-enum class Device { kCpu, kMetal };
+class Placement {
+ public:
+  // `unsupported`: why the accelerator cannot compute this node, or null. Throws an Error when the entry is unknown or
+  // asks for a device that is not there. Logs once a node when the CPU computes what the entry asked the device for.
+  Placement(const ort::KernelInfo& info, const OperatorDefinition& definition, const char* unsupported);
 
-// Throws an Error when the entry asks for a device that this library or this machine lacks.
-Device read_device(const ort::KernelInfo& info);
+  // The accelerator when a call of so many multiply-adds is to run there; null: the CPU kernels.
+  Accelerator* accelerator(int64_t multiply_adds) const;
+  const Accelerator::Constants& constants() const { return *constants_; }
 
-// For operators that have no Metal form: checks the entry too, and logs once a node that the CPU computes it.
-void expect_cpu(const ort::KernelInfo& info, const std::string& label);
+ private:
+  Accelerator* accelerator_ = nullptr;
+  int64_t worth_from_ = 0;
+  std::unique_ptr<Accelerator::Constants> constants_;
+};
+
+// Why a router cannot run on the accelerator, if there is one, or null. Open sizes are taken to fit.
+const char* unsupported_router(const RouterAttributes& router, int64_t num_experts);
+
+// Interleaved weights are for CPU kernels alone.
+const char* unsupported_layout(WeightLayout layout);
 
 }  // namespace onnx_moe

@@ -1,9 +1,6 @@
 #include "operators/expert_gemm_operator.h"
 
 #include "kernels/registry.h"
-#ifdef ONNX_MOE_METAL
-#include "runtime/backend.h"
-#endif
 
 namespace onnx_moe {
 
@@ -59,7 +56,7 @@ ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo&
       layout_(read_weight_layout(attributes)),
       activation_(read_activation(attributes)),
       precision_(read_precision(attributes)),
-      device_(read_device(info)) {
+      placement_(info, definition, unsupported_layout(layout_)) {
   check_scale_type(info, kProjection, format_);
   const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
   const int64_t rows = sizes.rows == kUnknown ? 2 * kGroupRows : sizes.rows;
@@ -67,10 +64,6 @@ ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo&
   validate(layout_, rows, activation_);
   require(sizes.global_scales == 1 || activation_.gated,
           "input global_scale is [E, 2] (gate, up), but gated is 0: use one scale an expert");
-  if (device_ == Device::kMetal && layout_ == WeightLayout::kInterleaved) {
-    device_ = Device::kCpu;
-    info.warn(node_label(info, definition) + " runs on the CPU: weight_layout interleaved is for its kernels alone");
-  }
 }
 
 void ExpertGemmOperator::compute(ort::KernelContext& context) {
@@ -100,9 +93,10 @@ void ExpertGemmOperator::compute(ort::KernelContext& context) {
                               ids.as<int32_t>(),
                               expert_weights ? expert_weights->as<float>() : nullptr,
                               y};
-#ifdef ONNX_MOE_METAL
-  if (device_ == Device::kMetal) return metal::Backend::get()->expert_gemm(activation_, weights, input);
-#endif
+  const int64_t multiply_adds = input.tokens * sizes.slots * sizes.rows * sizes.columns;
+  if (Accelerator* const accelerator = placement_.accelerator(multiply_adds)) {
+    return accelerator->expert_gemm(activation_, weights, input, placement_.constants());
+  }
   expert_gemm(current_kernel(), activation_, weights, input, context);
 }
 

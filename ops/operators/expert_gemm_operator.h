@@ -22,7 +22,7 @@ class ExpertGemmOperator final : public OperatorKernel {
   WeightLayout layout_;
   Activation activation_;
   Precision precision_;
-  [[maybe_unused]] Device device_;  // without Metal there is one device
+  Placement placement_;
 };
 
 }  // namespace onnx_moe

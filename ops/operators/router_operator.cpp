@@ -1,7 +1,6 @@
 #include "operators/router_operator.h"
 
 #include "kernels/registry.h"
-#include "operators/device.h"
 #include "operators/projection.h"
 
 namespace onnx_moe {
@@ -32,6 +31,10 @@ Sizes check_shapes(const InputShapes& shapes, bool has_gate) {
   return sizes;
 }
 
+int64_t declared_experts(const InputShapes& shapes, const ort::KernelInfo& info) {
+  return check_shapes(shapes, info.input_shape(kGateWeight).has_value()).num_experts;
+}
+
 }  // namespace
 
 RouterAttributes read_router_attributes(const Attributes& attributes) {
@@ -49,10 +52,12 @@ RouterAttributes read_router_attributes(const Attributes& attributes) {
 
 RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
                                int type)
-    : OperatorKernel(api, info, definition, type), attributes_(read_router_attributes(Attributes(info, definition))) {
-  const Sizes sizes = check_shapes(declared_shapes(info, definition), info.input_shape(kGateWeight).has_value());
-  if (sizes.num_experts != kUnknown) validate(attributes_, sizes.num_experts);
-  expect_cpu(info, node_label(info, definition));
+    : OperatorKernel(api, info, definition, type),
+      attributes_(read_router_attributes(Attributes(info, definition))),
+      placement_(info, definition,
+                 unsupported_router(attributes_, declared_experts(declared_shapes(info, definition), info))) {
+  const int64_t num_experts = declared_experts(declared_shapes(info, definition), info);
+  if (num_experts != kUnknown) validate(attributes_, num_experts);
 }
 
 void RouterOperator::compute(ort::KernelContext& context) {
@@ -76,11 +81,24 @@ void RouterOperator::compute(ort::KernelContext& context) {
   if (tokens == 0) return;  // nothing to write, and memory of size zero may be null
   require(ids && weights, "outputs expert_ids and expert_weights must both be there");
 
-  route(current_kernel(), attributes_,
-        {type(), type_of(gate), type_of(gate_bias), tokens, sizes.hidden_size, sizes.num_experts, hidden.data(),
-         gate ? gate->data() : nullptr, gate_bias ? gate_bias->data() : nullptr,
-         correction_bias ? correction_bias->as<float>() : nullptr, ids, weights, logits},
-        context);
+  const RouterInput input{type(),
+                          type_of(gate),
+                          type_of(gate_bias),
+                          tokens,
+                          sizes.hidden_size,
+                          sizes.num_experts,
+                          hidden.data(),
+                          gate ? gate->data() : nullptr,
+                          gate_bias ? gate_bias->data() : nullptr,
+                          correction_bias ? correction_bias->as<float>() : nullptr,
+                          ids,
+                          weights,
+                          logits};
+  const int64_t multiply_adds = gate ? tokens * sizes.num_experts * sizes.hidden_size : 0;
+  if (Accelerator* const accelerator = placement_.accelerator(multiply_adds)) {
+    return accelerator->route(attributes_, input, placement_.constants());
+  }
+  route(current_kernel(), attributes_, input, context);
 }
 
 void RouterOperator::infer_shapes(const ort::ShapeInference& inference) {

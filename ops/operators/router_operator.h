@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/router.h"
-#include "operators/operator_kernel.h"
+#include "operators/device.h"
 
 namespace onnx_moe {
 
@@ -19,6 +19,7 @@ class RouterOperator final : public OperatorKernel {
   void compute(ort::KernelContext& context) override;
 
   RouterAttributes attributes_;
+  Placement placement_;
 };
 
 }  // namespace onnx_moe

@@ -129,6 +129,8 @@ inline constexpr Function<244, OrtStatus*(const OrtKernelInfo*, char*, size_t*)>
 inline constexpr Function<245, OrtStatus*(const OrtKernelInfo*, const OrtLogger**)> KernelInfo_GetLogger{};
 inline constexpr Function<247, OrtStatus*(const OrtLogger*, int, const char*, const char*, int, const char*)>
     Logger_LogMessage{};
+inline constexpr Function<249, OrtStatus*(const OrtKernelInfo*, size_t, int*, const OrtValue**)>
+    KernelInfoGetConstantInput_tensor{};
 inline constexpr Function<267, OrtStatus*(const OrtShapeInferContext*, size_t*)> ShapeInferContext_GetInputCount{};
 inline constexpr Function<268, OrtStatus*(const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**)>
     ShapeInferContext_GetInputTypeShape{};

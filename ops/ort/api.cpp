@@ -53,6 +53,21 @@ Shape read_shape(const OrtApi* api, const OrtTensorTypeAndShapeInfo* info) {
   return shape;
 }
 
+int64_t element_bytes(int type) {
+  switch (type) {
+    case kUint8:
+      return 1;
+    case kFloat16:
+    case kBFloat16:
+      return 2;
+    case kFloat:
+    case kInt32:
+      return 4;
+    default:
+      fail("element type ", type, " is none of the operators'");
+  }
+}
+
 ConstTensor::ConstTensor(const OrtApi* api, const OrtValue* value) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(api, GetTensorTypeAndShape(api, value, &info));
@@ -125,11 +140,22 @@ std::optional<std::string> KernelInfo::config_entry(const std::string& key) cons
   return result;
 }
 
-void KernelInfo::warn(const std::string& message) const {
-  constexpr int kWarning = 2;
+std::optional<ConstTensor> KernelInfo::constant_input(size_t index) const {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  check(api_, KernelInfoGetConstantInput_tensor(api_, info_, index, &is_constant, &value));
+  if (!is_constant) return std::nullopt;
+  return ConstTensor(api_, value);
+}
+
+void KernelInfo::warn(const std::string& message) const { log(2, message); }
+
+void KernelInfo::note(const std::string& message) const { log(1, message); }
+
+void KernelInfo::log(int severity, const std::string& message) const {
   const OrtLogger* logger = nullptr;
   check(api_, KernelInfo_GetLogger(api_, info_, &logger));
-  check(api_, Logger_LogMessage(api_, logger, kWarning, message.c_str(), "onnx_moe", 0, "KernelInfo"));
+  check(api_, Logger_LogMessage(api_, logger, severity, message.c_str(), "onnx_moe", 0, "KernelInfo"));
 }
 
 OrtAllocator* KernelInfo::allocator() const {

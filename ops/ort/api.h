@@ -45,6 +45,9 @@ struct Shape {
 
 Shape read_shape(const OrtApi* api, const OrtTensorTypeAndShapeInfo* info);
 
+// Bytes of an element; throws for types that the operators do not take.
+int64_t element_bytes(int type);
+
 class ConstTensor {
  public:
   ConstTensor(const OrtApi* api, const OrtValue* value);
@@ -78,11 +81,16 @@ class KernelInfo {
   std::optional<std::string> string_attribute(const std::string& name) const;
   // Entry of the session's configuration; nothing when absent.
   std::optional<std::string> config_entry(const std::string& key) const;
-  // To the session's log, as a warning.
+  // An input that is a constant of the graph; its memory stays as long as the session. Nothing for others.
+  std::optional<ConstTensor> constant_input(size_t index) const;
+  // To the session's log.
   void warn(const std::string& message) const;
+  void note(const std::string& message) const;
   OrtAllocator* allocator() const;
 
  private:
+  void log(int severity, const std::string& message) const;
+
   const OrtApi* api_;
   const OrtKernelInfo* info_;
 };

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+
 import numpy as np
 import pytest
 from conformance.cases import GEMM_CASES, ROUTER_CASES, GemmCase, RouterCase, case_id
@@ -9,17 +11,17 @@ from conformance.data import draw_gemm_inputs
 
 from metal.simulator import operators, runner
 from metal.simulator.device import KERNELS, SimulatedDevice
+from metal.simulator.operators import REGIMES, projection_call
 
-from .simulation import check_gemm_case, check_router_case, needs_clang, needs_compiler
+from .simulation import check_gemm_case, check_router_case, gemm_arguments, needs_clang, needs_compiler
 
 pytestmark = needs_compiler
 
-#: A share of the conformance cases that takes the simulator under a minute: each compiles a kernel of its own. They are
-#: spread evenly over a list in which every pair of settings occurs; a case of many tokens only takes longer.
+#: Every third case of those that are small; test_session.py runs all, in the regime that the planner chooses.
 SIMULATED_GEMM_CASES = [
-    c for c in GEMM_CASES if c.weight_layout == "rows" and np.prod(c.tokens) * c.slots * c.rows * c.columns < 1e7
-][::9]
-SIMULATED_ROUTER_CASES = [c for c in ROUTER_CASES if c.top_k <= 32 and np.prod(c.tokens) < 100][::5]
+    c for c in GEMM_CASES if c.weight_layout == "rows" and np.prod(c.tokens) * c.slots * c.rows * c.columns < 2e6
+][::3]
+SIMULATED_ROUTER_CASES = [c for c in ROUTER_CASES if c.top_k <= 32 and np.prod(c.tokens) < 100][::3]
 SCHEDULES = ("forward", "reverse", "random")
 
 RACED_GEMM = GemmCase(tokens=(20,), rows=68, blocks=2, gated=True, activation="silu", num_experts=3, combine=True)
@@ -34,11 +36,10 @@ RACED_ROUTER = RouterCase(
 )
 
 
-@pytest.mark.parametrize("grouped", [False, True], ids=["decode", "grouped"])
 @pytest.mark.parametrize("case", SIMULATED_GEMM_CASES, ids=case_id)
-def test_gemm(case: GemmCase, grouped: bool) -> None:
+def test_gemm(case: GemmCase) -> None:
     schedule = SCHEDULES[SIMULATED_GEMM_CASES.index(case) % 3]
-    check_gemm_case(SimulatedDevice(schedule), case, grouped=grouped)
+    check_gemm_case(SimulatedDevice(schedule), case, REGIMES)
 
 
 @pytest.mark.parametrize("case", SIMULATED_ROUTER_CASES, ids=case_id)
@@ -46,26 +47,47 @@ def test_router(case: RouterCase) -> None:
     check_router_case(SimulatedDevice(SCHEDULES[SIMULATED_ROUTER_CASES.index(case) % 3]), case)
 
 
+def test_more_slots_than_one_dispatch_combines() -> None:
+    case = GemmCase(tokens=(2,), slots=70, rows=5, blocks=1, combine=True)
+    attributes, tensors = gemm_arguments(case, draw_gemm_inputs(case))
+    plan = projection_call(attributes, tensors, np.zeros((2, 5), np.float32), "decode").plan()
+    assert [launch.kernel for launch in plan.launches] == ["expert_decode", "combine"]
+    check_gemm_case(SimulatedDevice(), case, ["decode"])
+
+
+def test_specialised_kernels_give_the_same_bytes() -> None:
+    """Metal compiles function constants in; the other tests read them from variables."""
+    case = GemmCase(tokens=(20,), rows=70, blocks=3, gated=True, activation="silu", num_experts=3, combine=True)
+    attributes, tensors = gemm_arguments(case, draw_gemm_inputs(case))
+    for regime in REGIMES:
+        results = [
+            operators.expert_gemm(SimulatedDevice(specialised=specialised), attributes, tensors, regime=regime)
+            for specialised in (False, True)
+        ]
+        assert results[0].tobytes() == results[1].tobytes()
+
+
+@pytest.mark.parametrize("tile_rows", [8, 32])
 @pytest.mark.parametrize("experts", [1, 33, 256, 1024])
-def test_grouping_is_a_stable_sort(experts: int) -> None:
+def test_grouping_is_a_stable_sort(experts: int, tile_rows: int) -> None:
     ids = np.random.default_rng(experts).integers(0, experts, (71, 3), np.int32)
-    groups = operators.group(SimulatedDevice("random"), ids, experts)
+    groups = operators.group(SimulatedDevice("random"), ids, experts, tile_rows)
     flat = ids.reshape(-1)
     counts = np.bincount(flat, minlength=experts)
     np.testing.assert_array_equal(groups.grouped, np.argsort(flat, kind="stable"))
     np.testing.assert_array_equal(groups.offsets, np.cumsum(counts) - counts)
-    tiles = groups.tiles[: groups.tile_count[0]]
+    tiles = groups.tiles[: groups.tile_count]
+    assert tiles[:, 2].max() <= tile_rows
     covered = [(int(e), int(first) + i) for e, first, count in tiles for i in range(count)]
     assert covered == [(int(flat[groups.grouped[i]]), i) for i in range(flat.size)]
 
 
-@pytest.mark.parametrize("grouped", [False, True], ids=["decode", "grouped"])
-def test_every_schedule_gives_the_same_bytes(grouped: bool) -> None:
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_schedule_gives_the_same_bytes(regime: str) -> None:
     case = GemmCase(tokens=(40,), rows=70, blocks=3, gated=True, activation="silu", num_experts=3, combine=True)
-    inputs = operators.ProjectionInputs(**vars(draw_gemm_inputs(case)))
-    attributes = operators.Projection(**case.attributes)
+    attributes, tensors = gemm_arguments(case, draw_gemm_inputs(case))
     results = {
-        schedule: operators.expert_gemm(SimulatedDevice(schedule), attributes, inputs, grouped=grouped).tobytes()
+        schedule: operators.expert_gemm(SimulatedDevice(schedule), attributes, tensors, regime=regime).tobytes()
         for schedule in SCHEDULES
     }
     assert len(set(results.values())) == 1
@@ -73,9 +95,47 @@ def test_every_schedule_gives_the_same_bytes(grouped: bool) -> None:
 
 def test_no_data_races() -> None:
     device = SimulatedDevice(race_check=True)
-    for grouped in (False, True):
-        check_gemm_case(device, RACED_GEMM, grouped=grouped)
+    check_gemm_case(device, RACED_GEMM, REGIMES)
     check_router_case(device, RACED_ROUTER)
+
+
+@dataclass
+class CountingDevice:
+    """Runs launches and counts the bytes that they load, by buffer: each byte once a simdgroup."""
+
+    loaded: dict[str, list[int]] = field(default_factory=dict)
+
+    def run(self, launch: operators.Launch) -> None:
+        self.loaded[launch.kernel] = SimulatedDevice(count_loads=True).loads(launch)
+
+
+@needs_clang
+@pytest.mark.parametrize("combine", [False, True])
+@pytest.mark.parametrize(("format", "blocks"), [("mxfp4", 16), ("nvfp4", 32), ("nvfp4", 33), ("fp4", 8)])
+def test_decode_loads_hardly_more_than_the_weights(format: str, blocks: int, combine: bool) -> None:
+    """Weights and scales by simdgroup, everything else once: what a device with a cache has to fetch from memory."""
+    case = GemmCase(format=format, tokens=(1,), slots=4, rows=256, blocks=blocks, dtype="float16", combine=combine)
+    attributes, tensors = gemm_arguments(case, draw_gemm_inputs(case))
+    ids = np.arange(4, dtype=np.int32)[None]
+    tensors = replace(tensors, expert_ids=ids)
+    device = CountingDevice()
+    y = operators.expert_gemm(device, attributes, tensors, regime="decode")
+    (loaded,) = device.loaded.values()
+    weights = sum(tensor[ids[0]].nbytes for tensor in (tensors.weights, tensors.scales))
+    assert loaded[3] + loaded[4] >= weights, "the count misses loads"
+    moved = loaded[3] + loaded[4] + tensors.x.nbytes + ids.nbytes + y.nbytes
+    assert moved <= 1.05 * weights
+
+
+@needs_clang
+def test_few_rows_share_one_load_of_the_weights() -> None:
+    case = GemmCase(tokens=(8,), slots=1, rows=64, blocks=16, num_experts=3)
+    attributes, tensors = gemm_arguments(case, draw_gemm_inputs(case))
+    tensors = replace(tensors, expert_ids=np.ones((8, 1), np.int32))
+    device = CountingDevice()
+    operators.expert_gemm(device, attributes, tensors, regime="few")
+    loaded = device.loaded["expert_few"]
+    assert loaded[5] + loaded[6] == tensors.weights[1].nbytes + tensors.scales[1].nbytes
 
 
 @needs_clang

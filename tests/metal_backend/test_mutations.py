@@ -26,7 +26,7 @@ class Mutation:
     old: str
     new: str
     case: GemmCase | RouterCase
-    grouped: bool = False
+    regime: str = "decode"
     race_check: bool = False
 
 
@@ -36,29 +36,38 @@ _TIES = RouterCase(num_experts=64, top_k=4, values="ties", num_groups=4, top_k_g
 
 MUTATIONS = [
     Mutation("barrier dropped", "grouped.metal", "    threadgroup_barrier(mem_flags::mem_threadgroup);\n    if (works)",
-             "    if (works)", RACED_GEMM, grouped=True, race_check=True),
+             "    if (works)", RACED_GEMM, regime="grouped", race_check=True),
     Mutation("second barrier dropped", "grouped.metal",
-             "    threadgroup_barrier(mem_flags::mem_threadgroup);\n  }\n", "  }\n", RACED_GEMM, grouped=True,
+             "    threadgroup_barrier(mem_flags::mem_threadgroup);\n  }\n", "  }\n", RACED_GEMM, regime="grouped",
              race_check=True),
     Mutation("simdgroup barrier dropped", "router.metal",
              "    simdgroup_barrier(mem_flags::mem_threadgroup);\n    if (lane == 0) groups[best] = NAN;\n"
              "    simdgroup_barrier(mem_flags::mem_threadgroup);\n", "    if (lane == 0) groups[best] = NAN;\n",
              RACED_ROUTER, race_check=True),
-    Mutation("next block's scale", "decode.metal", "(first + 16 * part) / BLOCK_SIZE)",
-             "(first + 16 * part + 16) / BLOCK_SIZE)", GemmCase(format="nvfp4", blocks=3)),
-    Mutation("nibbles swapped", "fp4.h", "word >> (4 * j)", "word >> (4 * (3 - j))", _GATED),
+    Mutation("slots are not waited for", "decode_combined.metal",
+             "  threadgroup_barrier(mem_flags::mem_threadgroup);\n", "", RACED_GEMM, race_check=True),
+    Mutation("next block's scale", "decode.h", "row_scale(weights, r, first + PART * part)",
+             "row_scale(weights, r, first + PART * part + PART)", GemmCase(format="nvfp4", blocks=3)),
+    Mutation("next codes not taken", "decode.h", "words[r] = next[r]", "words[r] = words[r]",
+             GemmCase(rows=5, blocks=40)),
+    Mutation("nibbles swapped", "fp4.h", "word << (12 - 4 * j)", "word << (4 * j)", _GATED),
+    Mutation("up for gate", "few.metal", "r % halves == 0", "r % halves != 0", _GATED, regime="few"),
+    Mutation("first assignment's row for all", "few.metal", "x + x_offsets[a]", "x + x_offsets[0]", _TILED,
+             regime="few"),
+    Mutation("tiles overlap", "grouping.metal", "row + i * TILE_ROWS", "row", _TILED, regime="few"),
     Mutation("gate's scale for up", "projection.h", "2 * expert + half_index : expert", "2 * expert : expert", _GATED),
     Mutation("bias of expert 0", "projection.h", "ulong(expert) * arguments.rows + row", "ulong(row)", _GATED),
-    Mutation("another assignment's row", "grouped.metal", "grouped[first + row]", "first + row", _TILED, grouped=True),
+    Mutation("another assignment's row", "grouped.metal", "grouped[first + row]", "first + row", _TILED,
+             regime="grouped"),
     Mutation("whole tile skipped from row 8", "grouped.metal", "tile_row < count", "tile_row + 8 < count", _TILED,
-             grouped=True),
+             regime="grouped"),
     Mutation("columns not checked", "grouped.metal", "const bool has_weight = column < arguments.output_columns;",
-             "const bool has_weight = true;", _TILED, grouped=True),
+             "const bool has_weight = true;", _TILED, regime="grouped"),
     Mutation("subnormal E8M0 doubled", "fp4.h", "CODE_UNIT * 0.5f", "CODE_UNIT",
              GemmCase(weights="scale_zero", rows=34)),
     Mutation("ties to the highest id", "router.metal", "simd_min(best_value", "simd_max(best_value", _TIES),
     Mutation("slots out of order of weight", "combine.metal", "expert_weights[first + slot]",
-             "expert_weights[first + arguments.slots - 1 - slot]", GemmCase(combine=True)),
+             "expert_weights[first + arguments.slots - 1 - slot]", GemmCase(combine=True), regime="few"),
 ]  # fmt: skip
 
 
@@ -84,4 +93,4 @@ def _check(mutation: Mutation, kernels: Path) -> None:
     if isinstance(mutation.case, RouterCase):
         check_router_case(device, mutation.case)
     else:
-        check_gemm_case(device, mutation.case, grouped=mutation.grouped)
+        check_gemm_case(device, mutation.case, [mutation.regime])

@@ -2,102 +2,126 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
-from conformance.cases import GEMM_CASES, GemmCase, RouterCase, case_id
-from conformance.check import check_values
+import test_fusion
+from conformance.cases import GEMM_CASES, ROUTER_CASES, GemmCase, RouterCase, case_id
+from conformance.check import check_router, check_values
 from conformance.data import Array, draw_gemm_inputs, draw_router_inputs
-from conformance.implementations import ModelImplementation, Outputs, run_poisoned, session_options
+from conformance.implementations import ModelImplementation, Outputs, PluginKernel, run_poisoned, session_options
 from conformance.oracle import expected_gemm
 from conformance.test_gemm import allowed_frobenius
 
 import onnx_moe
+from onnx_moe import _native
+from onnx_moe.diagnosis import diagnose
 
-ROOT = Path(__file__).resolve().parents[2]
-HEADERS = Path(os.environ.get("ONNX_MOE_METAL_CPP", ROOT / "build" / "metal_cpp"))
-CLANG = next((name for name in ("clang++-19", "clang++") if shutil.which(name)), None)
+from .plugin import Plugin, build_plugin
 
-SESSION_CASES = [
-    *[case for case in GEMM_CASES if np.prod(case.tokens) * case.slots * case.rows * case.columns < 1e6][::12],
-    GemmCase(tokens=(40,), rows=68, blocks=3, gated=True, activation="silu", num_experts=3, combine=True, bias="float"),
-    GemmCase(tokens=(40,), rows=35, blocks=3, num_experts=3, format="nvfp4", dtype="bfloat16"),
-]
+pytestmark = pytest.mark.metal
 
-
-class SimulatedPlugin(ModelImplementation):
-    """The plugin with the Metal backend, on the fake device."""
-
-    name = "metal"
-
-    def __init__(self, library: Path) -> None:
-        self.library = library
-
-    def options(self, device: str = "metal") -> onnxruntime.SessionOptions:
-        options = session_options(1)
-        options.register_custom_ops_library(str(self.library))
-        options.add_session_config_entry("onnx_moe.device", device)
-        return options
-
-    def evaluate(self, model: onnx.ModelProto, feeds: Mapping[str, Array], outputs: Outputs) -> Outputs:
-        return run_poisoned(model, self.options(), feeds, outputs)
+#: Every case but those of the interleaved layout and of a router beyond Metal's limits, which the CPU computes.
+METAL_GEMM_CASES = [case for case in GEMM_CASES if case.weight_layout == "rows"]
+METAL_ROUTER_CASES = [case for case in ROUTER_CASES if case.top_k <= 32 and case.num_experts <= 1024]
+#: A call that onnx_moe.device = auto gives to the GPU.
+LARGE = GemmCase(tokens=(64,), slots=2, rows=512, blocks=8, num_experts=4)
 
 
 @pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> SimulatedPlugin:
-    if given := os.environ.get("ONNX_MOE_METAL_PLUGIN"):  # built with ONNX_MOE_METAL on a Mac
-        return SimulatedPlugin(Path(given))
-    if platform.machine() != "x86_64" or CLANG is None or shutil.which("ninja") is None:
-        pytest.skip("the fake Metal device needs x86-64, clang (Debian: clang-19) and ninja")
-    if not (HEADERS / "Metal" / "Metal.hpp").exists():
-        pytest.skip(f"no metal-cpp headers in {HEADERS}: python -m tools.fetch_metal_cpp build/metal_cpp")
-    # Where `python -m metal…` finds the package; PYTHONPATH would hide the installed onnx_moe from every other test.
-    os.environ["ONNX_MOE_SIMULATOR_PYTHON"] = f"cd {shlex.quote(str(ROOT))} && {shlex.quote(sys.executable)}"
-    build = ROOT / "build" / "metal_plugin"
-    options = ["-DONNX_MOE_METAL_SIMULATOR=ON", f"-DONNX_MOE_METAL_CPP={HEADERS}", f"-DCMAKE_CXX_COMPILER={CLANG}"]
-    # The CPU kernels are held to warnings by the compilers that build releases.
-    configure = ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *options, "-DONNX_MOE_WARNINGS_AS_ERRORS=OFF"]
-    for command in (configure, ["ninja", "-C", build]):
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout + result.stderr
-    return SimulatedPlugin(build / "ops" / "libonnx_moe.so")
+def plugin() -> Plugin:
+    return build_plugin()
 
 
-@pytest.mark.parametrize("case", SESSION_CASES, ids=case_id)
-def test_values(plugin: SimulatedPlugin, case: GemmCase) -> None:
+@pytest.fixture
+def simulated(plugin: Plugin) -> Iterator[Plugin]:
+    """The plugin on the fake device, whose injected failures end with the test."""
+    if not plugin.is_simulated:
+        pytest.skip("only the fake device counts and fails as told")
+    yield plugin
+    plugin.fail_after(-1)
+    plugin.lose_device(False)
+
+
+@pytest.mark.parametrize("case", METAL_GEMM_CASES, ids=case_id)
+def test_gemm(plugin: Plugin, case: GemmCase) -> None:
     inputs = draw_gemm_inputs(case)
     check_values(plugin.gemm(case, inputs)["y"], expected_gemm(case, inputs), case.dtype, allowed_frobenius(case))
 
 
-def test_runs_leave_no_metal_objects_behind(plugin: SimulatedPlugin) -> None:
-    library = ctypes.CDLL(str(plugin.library))
-    if not hasattr(library, "onnx_moe_simulator_live_objects"):
-        pytest.skip("only the fake device counts its objects")
-    count = library.onnx_moe_simulator_live_objects
-    count.restype = ctypes.c_uint64
+@pytest.mark.parametrize("case", METAL_ROUTER_CASES, ids=case_id)
+def test_router(plugin: Plugin, case: RouterCase) -> None:
+    inputs = draw_router_inputs(case)
+    check_router(case, inputs, plugin.router(case, inputs))
+
+
+def fused_model(dtype: str = "float32") -> onnx.ModelProto:
+    model = ir.from_proto(test_fusion.block_model(dtype))
+    onnx_moe.fuse(model)
+    return ir.to_proto(model)
+
+
+def run_block(plugin: Plugin, model: onnx.ModelProto, x: Array) -> Array:
+    outputs = {"y": np.empty((*x.shape[:-1], test_fusion.OUTPUT), x.dtype)}
+    return plugin.evaluate(model, {"x": x}, outputs)["y"]
+
+
+@pytest.mark.parametrize("dtype", list(test_fusion.DTYPES))
+@pytest.mark.parametrize("tokens", [1, 3, 40], ids=["decode", "few", "grouped"])
+def test_fused_block_gives_the_bytes_of_three_nodes(plugin: Plugin, tokens: int, dtype: str) -> None:
+    model = test_fusion.block_model(dtype)
+    fused = fused_model(dtype)
+    assert [node.op_type for node in fused.graph.node] == ["MoEBlockFP4"]
+    rng = np.random.default_rng(tokens)
+    x = rng.standard_normal((tokens, test_fusion.HIDDEN)).astype(test_fusion.DTYPES[dtype])
+    y = run_block(plugin, fused, x)
+    assert y.tobytes() == run_block(plugin, model, x).tobytes()
+    cpu = PluginKernel("reference").evaluate(fused, {"x": x}, {"y": np.empty_like(y)})["y"].astype(np.float64)
+    bound = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}[dtype]
+    assert np.linalg.norm(y - cpu) <= 2 * bound * np.linalg.norm(cpu)
+
+
+@pytest.mark.parametrize(("tokens", "dispatches"), [(1, 3), (40, 7)])
+def test_fused_block_is_one_command_buffer(simulated: Plugin, tokens: int, dispatches: int) -> None:
+    fused = fused_model()
+    before = simulated.command_buffers(), simulated.dispatches()
+    run_block(simulated, fused, np.ones((tokens, test_fusion.HIDDEN), np.float32))
+    assert (simulated.command_buffers() - before[0], simulated.dispatches() - before[1]) == (1, dispatches)
+
+
+def test_runs_leave_no_metal_objects_behind(simulated: Plugin) -> None:
     case = GemmCase(tokens=(40,), num_experts=3, combine=True)
     inputs = draw_gemm_inputs(case)
-    plugin.gemm(case, inputs)
-    before = count()
+    simulated.gemm(case, inputs)
+    before = simulated.live_objects()
     assert before > 0, "nothing ran on the fake device"
-    plugin.gemm(case, inputs)
-    assert count() == before
+    simulated.gemm(case, inputs)
+    assert simulated.live_objects() == before
 
 
-def test_concurrent_runs_give_the_same_bytes(plugin: SimulatedPlugin) -> None:
+def test_weights_are_not_copied(simulated: Plugin) -> None:
+    case = GemmCase(tokens=(1,), rows=1024, blocks=32, num_experts=4)
+    inputs = draw_gemm_inputs(case)
+    simulated.gemm(case, inputs)  # the pool's buffers
+    before = simulated.allocated()
+    simulated.gemm(case, inputs)
+    assert simulated.allocated() - before < inputs.weights.nbytes // 8
+
+
+@pytest.mark.parametrize("macos", ["14", "15"])
+def test_weights_are_resident_where_macos_can(simulated: Plugin, macos: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process has one device: another one is asked."""
+    monkeypatch.setenv("ONNX_MOE_SIMULATOR_MACOS", macos)
+    assert simulated.residency_sets_in_new_process() == (1 if macos == "15" else 0)
+
+
+def test_concurrent_runs_give_the_same_bytes(plugin: Plugin) -> None:
     case = GemmCase(tokens=(5,), rows=34)
     inputs = draw_gemm_inputs(case)
     expected = plugin.gemm(case, inputs)["y"].tobytes()
@@ -106,7 +130,47 @@ def test_concurrent_runs_give_the_same_bytes(plugin: SimulatedPlugin) -> None:
     assert set(results) == {expected}
 
 
-def test_expert_id_out_of_range_names_node_and_row(plugin: SimulatedPlugin) -> None:
+def test_concurrent_runs_of_one_session_give_the_same_bytes(plugin: Plugin) -> None:
+    model = fused_model()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), plugin.options(), ["CPUExecutionProvider"])
+    xs = [np.random.default_rng(i).standard_normal((i, test_fusion.HIDDEN)).astype(np.float32) for i in (1, 2, 9, 30)]
+    expected = [session.run(None, {"x": x})[0].tobytes() for x in xs]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda x: session.run(None, {"x": x})[0].tobytes(), xs * 3))
+    assert results == expected * 3
+
+
+def test_failed_command_buffer_is_an_error_status(simulated: Plugin) -> None:
+    inputs = draw_gemm_inputs(GemmCase())
+    simulated.fail_after(0)
+    with pytest.raises(Exception, match=r"node 'node_under_test': Metal on .*: Caused GPU Hang.*kernels: .*expert_"):
+        simulated.gemm(GemmCase(), inputs)
+    y = simulated.gemm(GemmCase(), inputs)["y"]  # the next one is well
+    check_values(y, expected_gemm(GemmCase(), inputs), "float32", 1e-6)
+
+
+def test_device_loss_is_an_error_status_for_everybody(simulated: Plugin) -> None:
+    inputs = draw_gemm_inputs(GemmCase())
+    simulated.lose_device(True)
+
+    def message(_: int) -> str:
+        with pytest.raises(Exception, match="Device Removed") as error:
+            simulated.gemm(GemmCase(), inputs)
+        return str(error.value)
+
+    with ThreadPoolExecutor(4) as pool:
+        messages = list(pool.map(message, range(8)))
+    assert all("node 'node_under_test'" in text for text in messages)
+
+
+def test_kernel_that_does_not_compile_names_itself(simulated: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNX_MOE_SIMULATOR_PYTHON", "echo 'error: no such type'; false")
+    error = simulated.error_in_new_process()
+    assert "node 'node_under_test': Metal does not compile" in error
+    assert "error: no such type" in error
+
+
+def test_expert_id_out_of_range_names_node_and_row(plugin: Plugin) -> None:
     inputs = draw_gemm_inputs(GemmCase())
     ids = inputs.expert_ids.copy()
     ids[3, 1] = 8
@@ -114,26 +178,62 @@ def test_expert_id_out_of_range_names_node_and_row(plugin: SimulatedPlugin) -> N
         plugin.gemm(GemmCase(), replace(inputs, expert_ids=ids))
 
 
-def test_router_says_that_the_cpu_computes_it(plugin: SimulatedPlugin, capfd: pytest.CaptureFixture[str]) -> None:
-    case = RouterCase()
-    plugin.router(case, draw_router_inputs(case))
-    assert capfd.readouterr().err.count("runs on the CPU: this operator has no Metal form yet") == 1
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (GemmCase(weight_layout="interleaved", rows=32), "weight_layout interleaved is for its kernels alone"),
+        (next(c for c in ROUTER_CASES if c.top_k > 32), "the Metal router chooses at most 32 experts"),
+    ],
+    ids=["interleaved", "router"],
+)
+def test_fallback_is_logged_once_and_right(
+    simulated: Plugin, case: GemmCase | RouterCase, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = simulated.command_buffers()
+    if isinstance(case, RouterCase):
+        router_inputs = draw_router_inputs(case)
+        check_router(case, router_inputs, simulated.router(case, router_inputs))
+    else:
+        inputs = draw_gemm_inputs(case)
+        check_values(simulated.gemm(case, inputs)["y"], expected_gemm(case, inputs), case.dtype, 1e-6)
+    assert simulated.command_buffers() == before
+    assert capfd.readouterr().err.count(f"runs on the CPU: {reason}") == 1
 
 
-def test_interleaved_weights_stay_on_the_cpu(plugin: SimulatedPlugin, capfd: pytest.CaptureFixture[str]) -> None:
-    case = GemmCase(rows=48, weight_layout="interleaved")
+@pytest.mark.parametrize(
+    ("device", "case", "on_gpu"),
+    [("auto", GemmCase(), 0), ("auto", LARGE, 1), ("cpu", LARGE, 0), ("metal", GemmCase(), 1)],
+    ids=["auto-small", "auto-large", "cpu", "metal"],
+)
+def test_device_entry_and_size_choose(simulated: Plugin, device: str, case: GemmCase, on_gpu: int) -> None:
     inputs = draw_gemm_inputs(case)
-    check_values(plugin.gemm(case, inputs)["y"], expected_gemm(case, inputs), case.dtype, allowed_frobenius(case))
-    assert "weight_layout interleaved is for its kernels alone" in capfd.readouterr().err
+    before = simulated.command_buffers()
+    y = simulated.on(device).gemm(case, inputs)["y"]
+    assert simulated.command_buffers() - before == on_gpu
+    check_values(y, expected_gemm(case, inputs), case.dtype, allowed_frobenius(case))
 
 
-def test_unknown_device_is_an_error(plugin: SimulatedPlugin) -> None:
-    class Unknown(SimulatedPlugin):
-        def options(self, device: str = "gpu") -> onnxruntime.SessionOptions:
-            return super().options(device)
+def test_doctor_tries_every_kernel_on_the_device(simulated: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "library_path", lambda: simulated.library)
+    _native.library.cache_clear()
+    try:
+        diagnosis = diagnose()
+    finally:
+        _native.library.cache_clear()
+    assert dict(diagnosis.facts)["Metal device"] == "Simulated GPU, macOS simulated"
+    states = [state for name, state in diagnosis.kernels if name.startswith("metal ")]
+    assert states == ["computes correctly"] * 3
+    assert not diagnosis.problems
 
+
+def test_unknown_device_is_an_error(plugin: Plugin) -> None:
     with pytest.raises(Exception, match=r"onnx_moe\.device is 'gpu': use auto, metal or cpu"):
-        Unknown(plugin.library).gemm(GemmCase(), draw_gemm_inputs(GemmCase()))
+        plugin.on("gpu").gemm(GemmCase(), draw_gemm_inputs(GemmCase()))
+
+
+def test_no_device_is_an_error_where_one_is_asked_for(simulated: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNX_MOE_SIMULATOR_NO_DEVICE", "1")
+    assert "no Metal device answers: use auto or cpu" in simulated.error_in_new_process()
 
 
 def test_a_library_without_metal_says_so() -> None:

@@ -83,6 +83,11 @@ Method inherited(const std::string& class_name, const std::string& selector) {
 }  // namespace
 
 Reference::Reference(Object* object) : object_(object ? retain(object) : nullptr) {}
+Reference Reference::owning(Object* object) {
+  Reference reference;
+  reference.object_ = object;
+  return reference;
+}
 Reference::Reference(const Reference& other) : Reference(other.object_) {}
 Reference& Reference::operator=(Reference other) {
   std::swap(object_, other.object_);

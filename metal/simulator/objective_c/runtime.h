@@ -25,6 +25,8 @@ class Reference {
  public:
   Reference() = default;
   explicit Reference(Object* object);
+  // Takes over the reference that whoever created the object holds.
+  static Reference owning(Object* object);
   Reference(const Reference& other);
   Reference& operator=(Reference other);
   ~Reference();
@@ -41,20 +43,37 @@ struct Argument {
   std::vector<char> bytes;
 };
 
+struct Size {
+  uint64_t width, height, depth;
+};
+
+struct Dispatch {
+  Reference pipeline;
+  std::vector<Argument> arguments;
+  Size threadgroups;
+  Size threads;
+};
+
 // Every class's state in one: the simulator has few objects.
 struct Object {
   std::string class_name;
   int references = 1;
   std::string text;
   Buffer memory;
-  std::map<uint64_t, uint64_t> constants;
-  std::vector<Argument> arguments;
+  std::vector<uint32_t> constants;  // function constants by number
+  Reference library;
+  Reference error;
+  // Of an encoder and of its command buffer.
   Reference pipeline;
   Reference commands;
-  Reference error;
-  int status = 0;
+  std::vector<Argument> arguments;
+  std::vector<Dispatch> dispatches;
+  uint64_t status = 0;
+  bool encoding = false;
+  // Entry points of compiled code.
   void* function = nullptr;
   void* launch = nullptr;
+  void* set_constants = nullptr;
 };
 
 using Method = void*;
@@ -63,5 +82,20 @@ Object* create(const std::string& class_name);
 Object* autoreleased(Object* object);
 void define(const std::string& class_name, const std::string& selector, Method method);
 [[noreturn]] void misuse(const std::string& what);
+
+template <typename Function>
+void method(const char* class_name, const char* selector, Function* function) {
+  define(class_name, selector, reinterpret_cast<Method>(function));
+}
+
+// An autoreleased string.
+Object* make_string(const std::string& text);
+// Stores an autoreleased error, as Cocoa's out-parameters take it; returns null.
+Object* failed(Object** error, const std::string& text);
+
+// The classes of each file.
+void define_library_classes();
+void define_memory_classes();
+void define_command_classes();
 
 }  // namespace fake

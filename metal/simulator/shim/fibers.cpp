@@ -22,6 +22,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <string>
 #include <thread>
 #include <vector>
@@ -170,6 +171,7 @@ struct Worker {
   uint32_t n = 0, order[32], norder = 0, at = 0;
   uint64_t gen = 0, tg_bytes = 0;
   Rng rng;
+  std::map<std::pair<uint32_t, int>, std::vector<bool>> seen;  // by simdgroup and buffer: bytes loaded already
   std::atomic<bool>* stop;
   bool failed = false;
   char altstack[64 << 10];
@@ -314,6 +316,7 @@ struct Worker {
   void run_threadgroup(uint32_t gx, uint32_t gy, uint32_t gz, void (*entry)()) {
     gen++;
     tg_bytes = 0;
+    seen.clear();
     uint32_t g[3] = {gx, gy, gz}, d[3], full[3], total[3];
     for (int i = 0; i < 3; i++) {
       full[i] = L->tpg[i];
@@ -574,9 +577,31 @@ void mslrt_assert_fail(const char* expr, const char* file, int line) {
   w->leave();
 }
 
+// Called for every load of a kernel that is compiled with -fsanitize-coverage=trace-loads.
+static void count_load(void* address, size_t bytes) {
+  Worker* w = W;
+  if (!w || !w->cur) return;
+  char* const first = (char*)address;
+  for (const Region& r : *regions) {
+    if (first < r.p || first >= r.p + r.size) continue;
+    std::vector<bool>& seen = w->seen[{w->cur->pos.index / 32, r.index}];
+    if (seen.empty()) seen.resize(r.size);
+    for (size_t i = first - r.p; i < first - r.p + bytes && i < r.size; i++) {
+      w->L->loaded[r.index] += !seen[i];
+      seen[i] = true;
+    }
+  }
+}
+void __sanitizer_cov_load1(void* address) { count_load(address, 1); }
+void __sanitizer_cov_load2(void* address) { count_load(address, 2); }
+void __sanitizer_cov_load4(void* address) { count_load(address, 4); }
+void __sanitizer_cov_load8(void* address) { count_load(address, 8); }
+void __sanitizer_cov_load16(void* address) { count_load(address, 16); }
+
 int mslrt_launch(MslLaunch* L) {
   L->err[0] = L->note[0] = 0;
   L->n_threads = L->n_simd = L->n_barrier = L->n_diverged = L->n_partial = L->tg_used = L->fault_pc = 0;
+  memset(L->loaded, 0, sizeof L->loaded);
   std::vector<Guarded> copy(L->nbufs);
   std::vector<void*> ptr(L->nbufs);
   std::vector<Region> reg;
@@ -657,6 +682,7 @@ int mslrt_launch(MslLaunch* L) {
   }
   for (auto& s : stats) {
     L->n_threads += s.n_threads;
+    for (int i = 0; i < 32; i++) L->loaded[i] += s.loaded[i];
     L->n_simd += s.n_simd;
     L->n_barrier += s.n_barrier;
     L->n_diverged += s.n_diverged;

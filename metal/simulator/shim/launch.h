@@ -27,6 +27,7 @@ extern "C" struct MslLaunch {  // filled by the caller (mirrored in runner.py)
   uint32_t timeout;   // seconds, 0 = none (one worker only)
   // results
   uint64_t n_threads, n_simd, n_barrier, n_diverged, n_partial, tg_used;
+  uint64_t loaded[32];  // bytes of each buffer, each once a simdgroup, where kernels are compiled with trace-loads
   char note[512];     // first divergence seen
   char err[1024];     // why the run stopped
   uint64_t fault_pc;  // offset in this library of the faulting instruction

@@ -1,0 +1,44 @@
+#include <algorithm>
+
+#include "plan/planner.h"
+#include "plan/regimes.h"
+
+namespace onnx_moe::metal {
+
+Argument Planner::scratch(int64_t bytes) {
+  plan_.scratch_bytes.push_back(bytes);
+  return Scratch{plan_.scratch_bytes.size() - 1};
+}
+
+GroupedAssignments Planner::group(Argument expert_ids, int64_t assignments, int64_t num_experts, int64_t tile_rows) {
+  // An expert fills whole tiles but for its last: no more tiles than this can occur.
+  const int64_t most_tiles = std::min(assignments, assignments / tile_rows + num_experts);
+  const Argument counts = scratch(num_experts * 4);
+  const Argument offsets = scratch(num_experts * 4);
+  const GroupedAssignments groups{scratch(assignments * 4), scratch(most_tiles * 12), scratch(4), most_tiles};
+  const Bytes sizes =
+      bytes_of(GroupingArguments{static_cast<uint32_t>(assignments), static_cast<uint32_t>(num_experts)});
+  const auto add = [&](const char* kernel, std::vector<Argument> arguments, int64_t threadgroups, int64_t simdgroups) {
+    arguments.insert(arguments.begin(), sizes);
+    plan_.launches.push_back({"grouping",
+                              kernel,
+                              ElementType::kFloat,
+                              {static_cast<uint32_t>(tile_rows)},
+                              std::move(arguments),
+                              {threadgroups, 1},
+                              simdgroups * kSimdWidth});
+  };
+  const int64_t threadgroups = divide_up(num_experts, kGroupingSimdgroups);
+  add("count_assignments", {expert_ids, counts}, threadgroups, kGroupingSimdgroups);
+  add("plan_tiles", {counts, offsets, groups.tiles, groups.tile_count}, 1, 1);
+  add("scatter_assignments", {expert_ids, offsets, groups.order}, threadgroups, kGroupingSimdgroups);
+  return groups;
+}
+
+Plan plan_grouping(int64_t assignments, int64_t num_experts, int64_t tile_rows) {
+  Planner planner;
+  planner.group(Tensor::kExpertIds, assignments, num_experts, tile_rows);
+  return planner.finish();
+}
+
+}  // namespace onnx_moe::metal

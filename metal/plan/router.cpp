@@ -1,0 +1,49 @@
+#include "plan/planner.h"
+#include "plan/regimes.h"
+
+namespace onnx_moe::metal {
+
+const char* unsupported(const RouterAttributes& router, int64_t num_experts) {
+  if (num_experts > kRouterExperts) return "the Metal router chooses among at most 1024 experts";
+  if (router.top_k > kRouterSlots) return "the Metal router chooses at most 32 experts";
+  if (router.num_shared_experts > kRouterSlots) return "the Metal router appends at most 32 shared experts";
+  return nullptr;
+}
+
+void Planner::route(const RouterAttributes& attributes, const RouterInput& input, Argument ids, Argument weights,
+                    Argument logits) {
+  const RouterArguments arguments{static_cast<uint32_t>(input.tokens),
+                                  static_cast<uint32_t>(input.hidden_size),
+                                  static_cast<uint32_t>(input.num_experts),
+                                  static_cast<uint32_t>(attributes.top_k),
+                                  static_cast<uint32_t>(attributes.num_groups),
+                                  static_cast<uint32_t>(attributes.top_k_groups),
+                                  static_cast<uint32_t>(attributes.num_shared_experts),
+                                  attributes.norm_epsilon,
+                                  attributes.norm_min,
+                                  attributes.scaling_factor};
+  const auto optional = [](const void* given, Tensor tensor) { return Argument{given ? tensor : Tensor::kNone}; };
+  const auto* none = std::get_if<Tensor>(&logits);
+  plan_.launches.push_back(
+      {"router",
+       "router",
+       input.type,
+       {static_cast<uint32_t>(attributes.scoring), attributes.normalize,
+        attributes.group_scoring == GroupScoring::kTop2Sum, kind_of(input.gate_weight != nullptr, input.gate_type),
+        kind_of(input.gate_bias != nullptr, input.bias_type), input.correction_bias != nullptr,
+        !none || *none != Tensor::kNone},
+       {bytes_of(arguments), Tensor::kX, optional(input.gate_weight, Tensor::kGateWeight),
+        optional(input.gate_bias, Tensor::kGateBias), optional(input.correction_bias, Tensor::kCorrectionBias), ids,
+        weights, logits},
+       {input.tokens, 1},
+       kRouterThreads});
+}
+
+Plan plan_router(const RouterAttributes& attributes, const RouterInput& input) {
+  Planner planner;
+  planner.route(attributes, input, Tensor::kExpertIds, Tensor::kExpertWeights,
+                input.router_logits ? Tensor::kRouterLogits : Tensor::kNone);
+  return planner.finish();
+}
+
+}  // namespace onnx_moe::metal

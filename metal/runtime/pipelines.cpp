@@ -1,0 +1,55 @@
+#include "runtime/pipelines.h"
+
+#include "kernel_sources.inc"
+
+namespace onnx_moe::metal {
+
+namespace {
+
+const char* element_name(ElementType type) {
+  return type == ElementType::kFloat ? "float" : type == ElementType::kFloat16 ? "half" : "bfloat";
+}
+
+}  // namespace
+
+MTL::ComputePipelineState* Pipelines::get(const Launch& launch) {
+  std::string key = std::string(launch.kernel) + " " + element_name(launch.type);
+  for (const uint32_t constant : launch.constants) key += " " + std::to_string(constant);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  Owned<MTL::ComputePipelineState>& pipeline = pipelines_[key];
+  if (!pipeline) pipeline = compile(launch);
+  return pipeline.get();
+}
+
+Owned<MTL::ComputePipelineState> Pipelines::compile(const Launch& launch) {
+  auto values = NS::TransferPtr(MTL::FunctionConstantValues::alloc()->init());
+  for (size_t i = 0; i < launch.constants.size(); ++i) {
+    values->setConstantValue(&launch.constants[i], MTL::DataTypeUInt, i);
+  }
+  NS::Error* error = nullptr;
+  auto function = NS::TransferPtr(library(launch)->newFunction(text(launch.kernel), values.get(), &error));
+  require(function.get() != nullptr, "Metal kernel ", launch.kernel, ": ", message(error));
+  auto pipeline = NS::TransferPtr(device_.metal().newComputePipelineState(function.get(), &error));
+  require(pipeline.get() != nullptr, "Metal kernel ", launch.kernel, ": ", message(error));
+  require(pipeline->maxTotalThreadsPerThreadgroup() >= static_cast<NS::UInteger>(launch.threads), "Metal kernel ",
+          launch.kernel, " runs at most ", pipeline->maxTotalThreadsPerThreadgroup(), " threads, but needs ",
+          launch.threads);
+  return pipeline;
+}
+
+MTL::Library* Pipelines::library(const Launch& launch) {
+  Owned<MTL::Library>& library = libraries_[std::string(launch.file) + " " + element_name(launch.type)];
+  if (library) return library.get();
+  auto options = NS::TransferPtr(MTL::CompileOptions::alloc()->init());
+  options->setLanguageVersion(MTL::LanguageVersion3_1);
+  // NaN, infinities and the order of sums are part of what the operators promise.
+  options->setFastMathEnabled(false);
+  const std::string source =
+      std::string("#define ELEMENT ") + element_name(launch.type) + "\n" + kernel_source(launch.file);
+  NS::Error* error = nullptr;
+  library = NS::TransferPtr(device_.metal().newLibrary(text(source), options.get(), &error));
+  require(library.get() != nullptr, "Metal does not compile ", launch.file, ".metal: ", message(error));
+  return library.get();
+}
+
+}  // namespace onnx_moe::metal

@@ -1,0 +1,107 @@
+"""The host runtime's plans, from its own planner (metal/plan): what is launched for an operator, in which order."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import runner
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = (
+    *(f"metal/plan/{name}.cpp" for name in ("grouping", "projection", "router")),
+    "metal/simulator/plan_bridge.cpp",
+    *(f"ops/core/{name}.cpp" for name in ("activation", "fp4", "router")),
+)
+
+#: ElementType of ops/core/element_type.h, as MSL names them.
+ELEMENTS = {1: "float", 10: "half", 16: "bfloat"}
+
+
+class PlanError(ValueError):
+    """The planner refuses a description."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One of: bytes of its own, a tensor of the operator by name, scratch memory by index, or nothing that is read."""
+
+    bytes: bytes | None = None
+    tensor: str | None = None
+    scratch: int | None = None
+
+
+@dataclass(frozen=True)
+class PlannedLaunch:
+    """A launch as metal/plan/plan.h describes it."""
+
+    file: str
+    kernel: str
+    element: str
+    constants: tuple[int, ...]
+    arguments: tuple[Argument, ...]
+    threadgroups: tuple[int, int]
+    threads: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Launches in order, and the sizes of the scratch memory that they share."""
+
+    scratch_bytes: tuple[int, ...]
+    launches: tuple[PlannedLaunch, ...]
+
+
+def build_planner(path: Path) -> None:
+    """Compiles the planner as a shared library that needs no C++ runtime where it is loaded."""
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-static-libstdc++", "-static-libgcc", "-fvisibility=hidden"]
+    folders = [f"-I{ROOT / folder}" for folder in ("ops", "metal")]
+    sources = [str(ROOT / source) for source in SOURCES]
+    result = subprocess.run([runner.CXX, *flags, *folders, *sources, "-o", str(path)], capture_output=True, text=True)
+    if result.returncode:
+        raise PlanError(f"the planner does not compile:\n{result.stderr}")
+
+
+@functools.cache
+def _planner() -> Any:
+    given = os.environ.get("ONNX_MOE_PLANNER")  # where there is no compiler
+    if given:
+        library = ctypes.CDLL(given)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "planner.so"
+            build_planner(path)
+            library = ctypes.CDLL(str(path))
+    library.onnx_moe_metal_plan.restype = ctypes.c_char_p
+    return library
+
+
+def make_plan(description: Mapping[str, Any]) -> Plan:
+    """The plan of an operator; plan_bridge.cpp says which names a description has."""
+    lines = "".join(f"{name} {value}\n" for name, value in description.items())
+    answer = _planner().onnx_moe_metal_plan(lines.encode()).decode()
+    if answer.startswith("error: "):
+        raise PlanError(answer)
+    plan = json.loads(answer)
+    return Plan(tuple(plan["scratch_bytes"]), tuple(_launch(launch) for launch in plan["launches"]))
+
+
+def _launch(launch: dict[str, Any]) -> PlannedLaunch:
+    arguments = tuple(
+        Argument(bytes(given["bytes"]) if "bytes" in given else None, given.get("tensor"), given.get("scratch"))
+        for given in launch["arguments"]
+    )
+    across, down = launch["threadgroups"]
+    constants = tuple(launch["constants"])
+    element = ELEMENTS[launch["type"]]
+    return PlannedLaunch(
+        launch["file"], launch["kernel"], element, constants, arguments, (across, down), launch["threads"]
+    )

@@ -1,0 +1,131 @@
+"""The plugin built with the Metal backend: for the fake device here, or for a Mac's (ONNX_MOE_METAL_PLUGIN)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+from conformance.cases import GemmCase
+from conformance.data import Array, draw_gemm_inputs
+from conformance.implementations import ModelImplementation, Outputs, run_poisoned, session_options
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADERS = Path(os.environ.get("ONNX_MOE_METAL_CPP", ROOT / "build" / "metal_cpp"))
+CLANG = next((name for name in ("clang++-19", "clang++") if shutil.which(name)), None)
+
+
+@dataclass
+class Plugin(ModelImplementation):
+    """Runs models of one node through an InferenceSession with onnx_moe.device = `device`."""
+
+    library: Path
+    device: str = "metal"
+    name: str = "metal"
+
+    def on(self, device: str) -> Plugin:
+        return Plugin(self.library, device)
+
+    def options(self) -> onnxruntime.SessionOptions:
+        options = session_options(1)
+        options.register_custom_ops_library(str(self.library))
+        options.add_session_config_entry("onnx_moe.device", self.device)
+        return options
+
+    def evaluate(self, model: onnx.ModelProto, feeds: Mapping[str, Array], outputs: Outputs) -> Outputs:
+        return run_poisoned(model, self.options(), feeds, outputs)
+
+    # The fake device's own functions.
+
+    @property
+    def is_simulated(self) -> bool:
+        return hasattr(ctypes.CDLL(str(self.library)), "onnx_moe_simulator_live_objects")
+
+    def _function(self, name: str, result: Any = ctypes.c_uint64, *arguments: Any) -> Callable[..., int]:
+        function = getattr(ctypes.CDLL(str(self.library)), f"onnx_moe_simulator_{name}")
+        function.restype, function.argtypes = result, arguments
+        return function  # type: ignore[no-any-return]
+
+    def live_objects(self) -> int:
+        return self._function("live_objects")()
+
+    def command_buffers(self) -> int:
+        return self._function("command_buffers")()
+
+    def dispatches(self) -> int:
+        return self._function("dispatches")()
+
+    def allocated(self) -> int:
+        return self._function("allocated")()
+
+    def residency_sets(self) -> int:
+        return self._function("residency_sets")()
+
+    def fail_after(self, command_buffers: int) -> None:
+        self._function("fail_after", None, ctypes.c_int64)(command_buffers)
+
+    def lose_device(self, lost: bool) -> None:
+        self._function("lose_device", None, ctypes.c_bool)(lost)
+
+    # What depends on the device that a process finds first.
+
+    def residency_sets_in_new_process(self) -> int:
+        """Sets that a session of one node makes."""
+        return int(self._in_new_process().stdout)
+
+    def error_in_new_process(self) -> str:
+        """The error of a run of one node."""
+        result = self._in_new_process()
+        assert result.returncode == 1, "the run was to fail: " + result.stdout + result.stderr
+        return result.stderr
+
+    def _in_new_process(self) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "metal_backend.plugin", str(self.library)]
+        folder = Path(__file__).resolve().parents[1]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def build_plugin() -> Plugin:
+    """Builds the plugin for the fake device, or skips with the reason why it cannot be."""
+    if given := os.environ.get("ONNX_MOE_METAL_PLUGIN"):  # built with ONNX_MOE_METAL on a Mac
+        return Plugin(Path(given))
+    if platform.machine() != "x86_64" or CLANG is None or shutil.which("ninja") is None:
+        pytest.skip("the fake Metal device needs x86-64, clang (Debian: clang-19) and ninja")
+    if not (HEADERS / "Metal" / "Metal.hpp").exists():
+        pytest.skip(f"no metal-cpp headers in {HEADERS}: python -m tools.fetch_metal_cpp build/metal_cpp")
+    # Where `python -m metal…` finds the package; PYTHONPATH would hide the installed onnx_moe from every other test.
+    os.environ.setdefault("ONNX_MOE_SIMULATOR_PYTHON", f"cd {shlex.quote(str(ROOT))} && {shlex.quote(sys.executable)}")
+    build = ROOT / "build" / "metal_plugin"
+    options = ["-DONNX_MOE_METAL_SIMULATOR=ON", f"-DONNX_MOE_METAL_CPP={HEADERS}", f"-DCMAKE_CXX_COMPILER={CLANG}"]
+    # The CPU kernels are held to warnings by the compilers that build releases.
+    configure = ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *options, "-DONNX_MOE_WARNINGS_AS_ERRORS=OFF"]
+    for command in (configure, ["ninja", "-C", build]):
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+    return Plugin(build / "ops" / "libonnx_moe.so")
+
+
+def main(library: Path) -> None:
+    """Runs one node on a device of this process; prints how many residency sets it made."""
+    plugin = Plugin(library)
+    before = plugin.residency_sets()
+    try:
+        plugin.gemm(GemmCase(), draw_gemm_inputs(GemmCase()))
+    except Exception as error:  # ONNX Runtime raises types of its own
+        sys.exit(str(error))
+    print(plugin.residency_sets() - before)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
