@@ -27,8 +27,8 @@ class ExpertSource {
 // sets.
 class ExpertGemm {
  public:
-  // Kernel, groups, host and all memory must outlive the call. Rows of x that belong to a slot are read when their expert's set
-  // is computed, others at once.
+  // Kernel, groups, host and all memory must outlive the call. Rows of x that belong to a slot are read when their
+  // expert's set is computed, others at once.
   ExpertGemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
              const ExpertGemmInput& input, const ExpertGroups& groups, Host& host);
   ExpertGemm(const ExpertGemm&) = delete;
