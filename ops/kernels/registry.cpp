@@ -16,7 +16,7 @@ extern const Kernel kAvx512Kernel;
 extern const Kernel kAvx2VnniKernel;
 extern const Kernel kAvx2Kernel;
 #elif defined(__aarch64__)
-#ifndef __APPLE__
+#ifdef __linux__
 extern const Kernel kNeonI8mmKernel;
 #endif
 extern const Kernel kNeonDotprodKernel;
@@ -32,7 +32,7 @@ const std::vector<const Kernel*>& available_kernels() {
 #if defined(__x86_64__)
         &kAvx512VnniKernel, &kAvx512Kernel, &kAvx2VnniKernel, &kAvx2Kernel,
 #elif defined(__aarch64__)
-#ifndef __APPLE__
+#ifdef __linux__
         &kNeonI8mmKernel,
 #endif
         &kNeonDotprodKernel, &kNeonKernel,

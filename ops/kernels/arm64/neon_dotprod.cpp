@@ -1,8 +1,5 @@
+#include "kernels/arm64/capability.h"
 #include "kernels/arm64/neon.h"
-
-#ifdef __linux__
-#include <sys/auxv.h>
-#endif
 
 namespace onnx_moe {
 
@@ -10,8 +7,7 @@ namespace {
 
 bool supported() {
 #ifdef __linux__
-  constexpr unsigned long kHardwareHasDotProduct = 1UL << 20;  // HWCAP_ASIMDDP
-  return (getauxval(AT_HWCAP) & kHardwareHasDotProduct) != 0;
+  return processor_has(AT_HWCAP, 20);  // HWCAP_ASIMDDP
 #else
   return true;  // every Apple Silicon machine has it
 #endif

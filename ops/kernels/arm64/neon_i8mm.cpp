@@ -1,21 +1,11 @@
+#include "kernels/arm64/capability.h"
 #include "kernels/arm64/neon.h"
-
-#ifdef __linux__
-#include <sys/auxv.h>
-#endif
 
 namespace onnx_moe {
 
 namespace {
 
-bool supported() {
-#ifdef __linux__
-  constexpr unsigned long kHardwareHasMatrixInt8 = 1UL << 13;  // HWCAP2_I8MM
-  return (getauxval(AT_HWCAP2) & kHardwareHasMatrixInt8) != 0;
-#else
-  return false;
-#endif
-}
+bool supported() { return processor_has(AT_HWCAP2, 13); }  // HWCAP2_I8MM
 
 }  // namespace
 
