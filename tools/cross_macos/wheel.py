@@ -6,7 +6,6 @@ import base64
 import contextlib
 import hashlib
 import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -55,7 +54,7 @@ def check(wheel: Path, platform: str) -> None:
 
 def _tracked(folder: Path) -> list[str]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, check=True, text=True).stdout
-    return [name for name in listed.split("\0") if name and (folder / name).is_file() and not os.path.isdir(name)]
+    return [name for name in listed.split("\0") if name and (folder / name).is_file()]
 
 
 def _digest(data: bytes) -> str:
