@@ -5,6 +5,7 @@
 #include <sstream>
 #include <string>
 
+#include "operators/read_attributes.h"
 #include "plan/plan.h"
 
 namespace {
@@ -43,19 +44,6 @@ class Description {
   std::map<std::string, std::string> values_;
 };
 
-RouterAttributes router_attributes(const Description& description) {
-  return {description.integer("top_k"),
-          parse_scoring(description.text("scoring")),
-          description.integer("normalize") != 0,
-          description.number("norm_epsilon"),
-          description.number("norm_min"),
-          description.number("scaling_factor"),
-          description.integer("num_groups"),
-          description.integer("top_k_groups"),
-          parse_group_scoring(description.text("group_scoring")),
-          description.integer("num_shared_experts")};
-}
-
 RouterInput router_input(const Description& description) {
   RouterInput input{description.type("type"),
                     description.optional_type("gate_weight"),
@@ -73,15 +61,6 @@ RouterInput router_input(const Description& description) {
   static float logits;
   if (description.given("router_logits")) input.router_logits = &logits;
   return input;
-}
-
-Activation activation(const Description& description) {
-  return {parse_function(description.text("activation")),
-          description.integer("gated") != 0,
-          description.text("gate_layout") == "interleaved",
-          description.number("alpha"),
-          description.number("beta"),
-          description.number("limit")};
 }
 
 ExpertWeights expert_weights(const Description& description, const std::string& prefix) {
@@ -107,12 +86,12 @@ std::optional<metal::Regime> forced_regime(const Description& description) {
 
 Plan make_plan(const Description& description) {
   const std::string& op = description.text("operator");
-  if (op == "router") return metal::plan_router(router_attributes(description), router_input(description));
+  if (op == "router") return metal::plan_router(read_router_attributes(description), router_input(description));
   if (op == "grouping") {
     return metal::plan_grouping(description.integer("assignments"), description.integer("num_experts"),
                                 description.integer("tile_rows"));
   }
-  const Activation function = activation(description);
+  const Activation function = read_activation(description);
   const ExpertWeights weights = expert_weights(description, "");
   if (op == "projection") {
     const ExpertGemmInput input{description.type("type"),
@@ -127,7 +106,7 @@ Plan make_plan(const Description& description) {
     return metal::plan_projection(function, weights, input, forced_regime(description));
   }
   require(op == "block", "operator ", op, " is unknown");
-  const RouterAttributes router = router_attributes(description);
+  const RouterAttributes router = read_router_attributes(description);
   const MoeBlock block{router, function, Precision{}, weights, expert_weights(description, "down_")};
   return metal::plan_block(block, router_input(description), forced_regime(description));
 }

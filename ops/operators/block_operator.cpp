@@ -1,6 +1,7 @@
 #include "operators/block_operator.h"
 
 #include "kernels/registry.h"
+#include "operators/read_attributes.h"
 #include "operators/router_operator.h"
 
 namespace onnx_moe {
@@ -38,12 +39,6 @@ Sizes check_shapes(const InputShapes& shapes, const BlockFormat& format) {
   return sizes;
 }
 
-const char* unsupported_block(WeightLayout layout, const RouterAttributes& router, const InputShapes& shapes,
-                              const BlockFormat& format) {
-  if (const char* const reason = unsupported_layout(layout)) return reason;
-  return unsupported_router(router, check_shapes(shapes, format).routed_experts);
-}
-
 }  // namespace
 
 BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
@@ -57,8 +52,7 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
       format_(read_format(attributes)),
       layout_(read_weight_layout(attributes)),
       activation_(read_activation(attributes)),
-      precision_(read_precision(attributes)),
-      placement_(info, definition, unsupported_block(layout_, router_, declared_shapes(info, definition), format_)) {
+      precision_(read_precision(attributes)) {
   for (const ProjectionInputs& inputs : {kGateUp, kDown}) check_scale_type(info, inputs, format_);
   const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
   if (sizes.routed_experts != kUnknown) validate(router_, sizes.routed_experts);
@@ -66,6 +60,8 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
   validate(activation_, rows);
   validate(layout_, rows, activation_);
   validate(layout_, sizes.down.rows == kUnknown ? kGroupRows : sizes.down.rows, Activation{});
+  const char* const reason = unsupported_layout(layout_);
+  placement_ = Placement(info, definition, reason ? reason : unsupported_router(router_, sizes.routed_experts));
 }
 
 void BlockOperator::compute(ort::KernelContext& context) {

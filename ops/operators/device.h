@@ -12,6 +12,7 @@ namespace onnx_moe {
 
 class Placement {
  public:
+  Placement() = default;
   // `unsupported`: why the accelerator cannot compute this node, or null. Throws an Error when the entry is unknown or
   // asks for a device that is not there. Logs once a node when the CPU computes what the entry asked the device for.
   Placement(const ort::KernelInfo& info, const OperatorDefinition& definition, const char* unsupported);

@@ -1,6 +1,7 @@
 #include "operators/expert_gemm_operator.h"
 
 #include "kernels/registry.h"
+#include "operators/read_attributes.h"
 
 namespace onnx_moe {
 
@@ -55,8 +56,7 @@ ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo&
       format_(read_format(attributes)),
       layout_(read_weight_layout(attributes)),
       activation_(read_activation(attributes)),
-      precision_(read_precision(attributes)),
-      placement_(info, definition, unsupported_layout(layout_)) {
+      precision_(read_precision(attributes)) {
   check_scale_type(info, kProjection, format_);
   const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
   const int64_t rows = sizes.rows == kUnknown ? 2 * kGroupRows : sizes.rows;
@@ -64,6 +64,7 @@ ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo&
   validate(layout_, rows, activation_);
   require(sizes.global_scales == 1 || activation_.gated,
           "input global_scale is [E, 2] (gate, up), but gated is 0: use one scale an expert");
+  placement_ = Placement(info, definition, unsupported_layout(layout_));
 }
 
 void ExpertGemmOperator::compute(ort::KernelContext& context) {

@@ -29,15 +29,6 @@ BlockFormat read_format(const Attributes& attributes) {
   return make_block_format(parse_format(attributes.text("format")), attributes.integer("block_size"));
 }
 
-Activation read_activation(const Attributes& attributes) {
-  return {parse_function(attributes.text("activation")),
-          attributes.integer("gated") != 0,
-          attributes.text("gate_layout") == "interleaved",
-          attributes.number("alpha"),
-          attributes.number("beta"),
-          attributes.number("limit")};
-}
-
 WeightLayout read_weight_layout(const Attributes& attributes) {
   return attributes.text("weight_layout") == "interleaved" ? WeightLayout::kInterleaved : WeightLayout::kRows;
 }

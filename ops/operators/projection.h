@@ -30,7 +30,6 @@ struct ProjectionInputs {
 
 BlockFormat read_format(const Attributes& attributes);
 WeightLayout read_weight_layout(const Attributes& attributes);
-Activation read_activation(const Attributes& attributes);
 Precision read_precision(const Attributes& attributes);
 
 // Checks shapes against each other; open dimensions fit everything.

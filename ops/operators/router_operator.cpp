@@ -2,6 +2,7 @@
 
 #include "kernels/registry.h"
 #include "operators/projection.h"
+#include "operators/read_attributes.h"
 
 namespace onnx_moe {
 
@@ -31,33 +32,14 @@ Sizes check_shapes(const InputShapes& shapes, bool has_gate) {
   return sizes;
 }
 
-int64_t declared_experts(const InputShapes& shapes, const ort::KernelInfo& info) {
-  return check_shapes(shapes, info.input_shape(kGateWeight).has_value()).num_experts;
-}
-
 }  // namespace
-
-RouterAttributes read_router_attributes(const Attributes& attributes) {
-  return {attributes.integer("top_k"),
-          parse_scoring(attributes.text("scoring")),
-          attributes.integer("normalize") != 0,
-          attributes.number("norm_epsilon"),
-          attributes.number("norm_min"),
-          attributes.number("scaling_factor"),
-          attributes.integer("num_groups"),
-          attributes.integer("top_k_groups"),
-          parse_group_scoring(attributes.text("group_scoring")),
-          attributes.integer("num_shared_experts")};
-}
 
 RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
                                int type)
-    : OperatorKernel(api, info, definition, type),
-      attributes_(read_router_attributes(Attributes(info, definition))),
-      placement_(info, definition,
-                 unsupported_router(attributes_, declared_experts(declared_shapes(info, definition), info))) {
-  const int64_t num_experts = declared_experts(declared_shapes(info, definition), info);
-  if (num_experts != kUnknown) validate(attributes_, num_experts);
+    : OperatorKernel(api, info, definition, type), attributes_(read_router_attributes(Attributes(info, definition))) {
+  const Sizes sizes = check_shapes(declared_shapes(info, definition), info.input_shape(kGateWeight).has_value());
+  if (sizes.num_experts != kUnknown) validate(attributes_, sizes.num_experts);
+  placement_ = Placement(info, definition, unsupported_router(attributes_, sizes.num_experts));
 }
 
 void RouterOperator::compute(ort::KernelContext& context) {

@@ -6,8 +6,6 @@
 
 namespace onnx_moe {
 
-RouterAttributes read_router_attributes(const Attributes& attributes);
-
 class RouterOperator final : public OperatorKernel {
  public:
   static constexpr const char* kName = "MoERouter";
