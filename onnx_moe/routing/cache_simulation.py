@@ -23,8 +23,8 @@ class CacheSetup:
     """A cache of `capacity` experts of all layers together, and how it chooses what to give up.
 
     policy: one of POLICIES. layer_floor: slots that each layer keeps against the others' needs. decay: of a use, for
-    each later call of its layer (decayed-lfu). pinned: keys (layer · num_experts + expert) that go last; preloaded: keys
-    that are there at the start.
+    each later call of its layer (decayed-lfu). pinned: keys (layer · num_experts + expert) that go last; preloaded:
+    keys that are there at the start.
     """
 
     capacity: int
@@ -39,8 +39,8 @@ class CacheSetup:
 class CacheResult:
     """Counts of a replay; a lookup is one distinct expert of one call.
 
-    outcomes [len(trace.experts)]: 0 a miss, 1 a hit, 2 chosen before in the same call. evicted: the key that gave up its
-    slot, or −1.
+    outcomes [len(trace.experts)]: 0 a miss, 1 a hit, 2 chosen before in the same call. evicted: the key that gave up
+    its slot, or −1.
     """
 
     hits: int

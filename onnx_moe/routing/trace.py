@@ -33,8 +33,8 @@ class Call:
 class RoutingTrace:
     """Calls of routers in the order in which they ran, column by column.
 
-    layers, phases, requests [V]: of call v. offsets [V + 1]: call v chose experts[offsets[v] : offsets[v + 1]], T · k ids
-    of [0, num_experts), the top_k of a token together, best first. weights: as long as experts, or None.
+    layers, phases, requests [V]: of call v. offsets [V + 1]: call v chose experts[offsets[v] : offsets[v + 1]], T · k
+    ids of [0, num_experts), the top_k of a token together, best first. weights: as long as experts, or None.
     layer_names [num_layers]: of their nodes, or numbers.
     """
 

@@ -1,4 +1,4 @@
-"""The native cache policies against a cache written anew here, with sets and fractions, and against exhaustive search."""
+"""The native cache policies against a cache written anew here, in sets and fractions, and against exhaustive search."""
 
 from __future__ import annotations
 
@@ -180,9 +180,7 @@ def test_lru_never_loses_from_a_slot_more() -> None:
 
 
 def test_below_one_token_cycle_lru_finds_nothing() -> None:
-    """A cyclic trace one slot larger than the cache is LRU's worst case; a floor or Belady's keeps something."""
-    visits = [(layer, [0, 1]) for _ in range(50) for layer in range(4)]
-    trace = make_trace(visits, 4, 2)
+    trace = make_trace([(layer, [0]) for _ in range(50) for layer in range(8)], 8, 2)
     assert simulate_cache(trace, CacheSetup(7)).hits == 0
     assert simulate_cache(trace, CacheSetup(8)).misses == 8
     assert simulate_cache(trace, CacheSetup(7, "belady")).hit_rate > 0.8
