@@ -28,7 +28,9 @@ class Tournament {
     for (node /= 2; node >= 1; node /= 2) {
       const int32_t left = winners_[2 * node];
       const int32_t right = winners_[2 * node + 1];
-      winners_[node] = left == kNobody || (right != kNobody && before(right, left)) ? right : left;
+      const int32_t winner = left == kNobody || (right != kNobody && before(right, left)) ? right : left;
+      if (winner == winners_[node] && winner != index) return;  // nothing changes further up
+      winners_[node] = winner;
     }
   }
 
