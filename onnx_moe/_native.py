@@ -92,11 +92,47 @@ class ExpertGemmArgs(ctypes.Structure):
     )
 
 
+class CacheSetup(ctypes.Structure):
+    """onnx_moe_cache_setup."""
+
+    _fields_ = (
+        ("num_layers", ctypes.c_int64),
+        ("num_experts", ctypes.c_int64),
+        ("capacity", ctypes.c_int64),
+        ("layer_floor", ctypes.c_int64),
+        ("policy", ctypes.c_int32),
+        ("decay", ctypes.c_double),
+        ("pinned", ctypes.c_void_p),
+        ("num_pinned", ctypes.c_int64),
+        ("preloaded", ctypes.c_void_p),
+        ("num_preloaded", ctypes.c_int64),
+    )
+
+
+class RoutingTrace(ctypes.Structure):
+    """onnx_moe_routing_trace."""
+
+    _fields_ = (
+        ("num_visits", ctypes.c_int64),
+        ("layers", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("experts", ctypes.c_void_p),
+    )
+
+
+class CacheCounts(ctypes.Structure):
+    """onnx_moe_cache_counts."""
+
+    _fields_ = (("hits", ctypes.c_int64), ("misses", ctypes.c_int64), ("evictions", ctypes.c_int64))
+
+
 #: onnx_moe_type, onnx_moe_weight_layout, onnx_moe_format and onnx_moe_scale_rule.
 ELEMENT_TYPES = {"float": 1, "float16": 10, "bfloat16": 16}
 WEIGHT_LAYOUTS = {"rows": 0, "interleaved": 1}
 FORMAT_NUMBERS = {"mxfp4": 0, "nvfp4": 1, "fp4": 2}
 SCALE_RULES = {"mse": 0, "even": 1, "ceil": 2, "floor": 3, "rceil": 4}
+#: onnx_moe_cache_policy.
+CACHE_POLICIES = {"lru": 0, "decayed-lfu": 1, "belady": 2}
 
 _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "onnx_moe_version": (ctypes.c_char_p, ()),
@@ -119,6 +155,16 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
             ctypes.c_int64,
             ctypes.c_int64,
             ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        ),
+    ),
+    "onnx_moe_simulate_cache": (
+        ctypes.c_int,
+        (
+            ctypes.POINTER(CacheSetup),
+            ctypes.POINTER(RoutingTrace),
+            ctypes.POINTER(CacheCounts),
             ctypes.c_void_p,
             ctypes.c_void_p,
         ),

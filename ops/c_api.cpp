@@ -1,7 +1,10 @@
 // The C API over the core: arguments in, exceptions to error texts, everything on the calling thread.
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/accelerator.h"
 #include "core/dispatch.h"
@@ -9,6 +12,7 @@
 #include "core/expert_gemm.h"
 #include "core/quantize.h"
 #include "core/router.h"
+#include "experts/cache_simulator.h"
 #include "kernels/registry.h"
 #include "onnx_moe.h"
 
@@ -69,6 +73,27 @@ Fp4Matrix fp4_matrix(const onnx_moe_fp4_matrix& matrix) {
           matrix.global_scale};
 }
 
+std::vector<int64_t> keys(const int64_t* first, int64_t count) {
+  return first ? std::vector<int64_t>(first, first + count) : std::vector<int64_t>();
+}
+
+ExpertBank expert_bank(const onnx_moe_cache_setup& setup) {
+  require(setup.num_layers >= 1 && setup.num_experts >= 1, "the cache is for ", setup.num_layers, " layers of ",
+          setup.num_experts, " experts: both must be at least 1");
+  return {setup.num_layers, setup.num_experts};
+}
+
+std::unique_ptr<CachePolicy> cache_policy(const onnx_moe_cache_setup& setup, const RoutingTrace& trace) {
+  const ExpertBank bank = expert_bank(setup);
+  std::unique_ptr<CachePolicy> policy;
+  if (setup.policy == ONNX_MOE_LRU) policy = std::make_unique<LruPolicy>();
+  if (setup.policy == ONNX_MOE_DECAYED_LFU) policy = std::make_unique<DecayedLfuPolicy>(bank, setup.decay);
+  if (setup.policy == ONNX_MOE_BELADY) policy = std::make_unique<BeladyPolicy>(bank, uses_of(bank, trace));
+  require(policy != nullptr, "cache policy ", setup.policy, " is unknown: use a value of onnx_moe_cache_policy");
+  if (setup.num_pinned == 0) return policy;
+  return std::make_unique<PinnedPolicy>(bank, keys(setup.pinned, setup.num_pinned), std::move(policy));
+}
+
 }  // namespace
 
 }  // namespace onnx_moe
@@ -126,6 +151,19 @@ int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes, int64_t toke
       onnx_moe::group_tokens_by_expert(ids, tokens * slots, slots, num_experts, order, offsets, inverse);
     };
     id_bytes == 4 ? group(static_cast<const int32_t*>(expert_ids)) : group(static_cast<const int64_t*>(expert_ids));
+  });
+}
+
+int onnx_moe_simulate_cache(const onnx_moe_cache_setup* setup, const onnx_moe_routing_trace* trace,
+                            onnx_moe_cache_counts* counts, uint8_t* outcomes, int64_t* evicted) {
+  return guarded([&] {
+    const onnx_moe::ExpertBank bank = onnx_moe::expert_bank(*setup);
+    const onnx_moe::RoutingTrace routing{trace->num_visits, trace->layers, trace->offsets, trace->experts};
+    routing.check(bank);
+    const onnx_moe::CacheCounts result = onnx_moe::simulate_cache(
+        {bank, setup->capacity, setup->layer_floor, onnx_moe::keys(setup->preloaded, setup->num_preloaded)},
+        onnx_moe::cache_policy(*setup, routing), routing, reinterpret_cast<onnx_moe::Outcome*>(outcomes), evicted);
+    *counts = {result.hits, result.misses, result.evictions};
   });
 }
 

@@ -1,7 +1,8 @@
 /* onnx-moe: the C API of the plugin library.
  *
  * The library registers its operators with ONNX Runtime through RegisterCustomOps. The functions below serve
- * everything else: choosing a kernel, the FP4 codec, dispatch, and the operators' arithmetic without ONNX Runtime.
+ * everything else: choosing a kernel, the FP4 codec, dispatch, caching, and the operators' arithmetic without ONNX
+ * Runtime.
  *
  * Every function that can fail returns 0 on success; otherwise onnx_moe_last_error() holds one sentence, for the
  * calling thread, until that thread's next call. All functions may be called from any thread.
@@ -94,6 +95,50 @@ ONNX_MOE_API int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes,
 /* The GPU that onnx_moe.device = metal would use, for people; NULL when there is none, and onnx_moe_last_error() says
    why. */
 ONNX_MOE_API const char* onnx_moe_device(void);
+
+/* ---- caching experts ---------------------------------------------------------------------------------------- */
+
+/* Which resident expert gives up its slot: the least recently used; the one with the least decayed frequency of use;
+ * the one whose next use is furthest away, which only a replay can know. */
+typedef enum onnx_moe_cache_policy {
+  ONNX_MOE_LRU = 0,
+  ONNX_MOE_DECAYED_LFU = 1,
+  ONNX_MOE_BELADY = 2
+} onnx_moe_cache_policy;
+
+/* Experts are numbered by key = layer * num_experts + expert. */
+typedef struct onnx_moe_cache_setup {
+  int64_t num_layers;
+  int64_t num_experts;   /* of a layer */
+  int64_t capacity;      /* slots, each for one expert */
+  int64_t layer_floor;   /* slots that a layer keeps against the needs of others */
+  int32_t policy;        /* an onnx_moe_cache_policy */
+  double decay;          /* of a use, for each later call of its layer: in (0, 1]; decayed LFU */
+  const int64_t* pinned; /* keys that go only when nothing else can; NULL when there are none */
+  int64_t num_pinned;
+  const int64_t* preloaded; /* keys that hold a slot at the start; NULL when there are none */
+  int64_t num_preloaded;
+} onnx_moe_cache_setup;
+
+/* Calls of layers, in order: visit v is of layers[v] and chose the experts [offsets[v], offsets[v + 1]). */
+typedef struct onnx_moe_routing_trace {
+  int64_t num_visits;
+  const int32_t* layers;  /* [num_visits] */
+  const int64_t* offsets; /* [num_visits + 1] */
+  const int32_t* experts; /* [offsets[num_visits]] */
+} onnx_moe_routing_trace;
+
+typedef struct onnx_moe_cache_counts {
+  int64_t hits; /* hits + misses: distinct experts of each visit, summed */
+  int64_t misses;
+  int64_t evictions;
+} onnx_moe_cache_counts;
+
+/* Replays a trace against a cache, with the decisions that the operators' own cache takes. For each of the trace's
+ * experts (both may be NULL): outcomes is 0 for a miss, 1 for a hit, 2 where the visit chose it before; evicted is the
+ * key that gave up its slot, or -1. */
+ONNX_MOE_API int onnx_moe_simulate_cache(const onnx_moe_cache_setup* setup, const onnx_moe_routing_trace* trace,
+                                         onnx_moe_cache_counts* counts, uint8_t* outcomes, int64_t* evicted);
 
 /* ---- the operators, without ONNX Runtime -------------------------------------------------------------------- */
 

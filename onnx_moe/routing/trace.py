@@ -1,0 +1,133 @@
+"""A recorded routing: which experts each call of each layer chose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_moe.errors import InvalidInputError
+
+Ints = NDArray[np.int32]
+
+#: Phases of a call, by number: tokens of a prompt together, or one new token of each sequence.
+PHASES = ("prefill", "decode")
+PREFILL, DECODE = range(2)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer's router: the experts [T, k] of T tokens and their weights, if known."""
+
+    layer: int
+    expert_ids: Ints
+    expert_weights: NDArray[np.float32] | None = None
+    phase: int = DECODE
+    request: int = 0
+
+
+@dataclass(frozen=True)
+class RoutingTrace:
+    """Calls of routers in the order in which they ran, column by column.
+
+    layers, phases, requests [V]: of call v. offsets [V + 1]: call v chose experts[offsets[v] : offsets[v + 1]], T · k
+    ids of [0, num_experts), the top_k of a token together, best first. weights: as long as experts, or None.
+    layer_names [num_layers]: of their nodes, or numbers.
+    """
+
+    num_experts: int
+    top_k: int
+    layer_names: tuple[str, ...]
+    layers: Ints
+    phases: NDArray[np.uint8]
+    requests: Ints
+    offsets: NDArray[np.int64]
+    experts: Ints
+    weights: NDArray[np.float32] | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that the trace may have, whether they were called or not."""
+        return len(self.layer_names)
+
+    @property
+    def num_calls(self) -> int:
+        """Calls of layers."""
+        return len(self.layers)
+
+    def __post_init__(self) -> None:
+        check_sizes(self.num_experts, self.num_layers, self.top_k)
+        calls = len(self.layers)
+        lengths = {"phases": len(self.phases), "requests": len(self.requests), "offsets": len(self.offsets) - 1}
+        for name, length in lengths.items():
+            if length != calls:
+                raise InvalidInputError(f"{name} is for {length} calls, but layers names {calls}: give one for each.")
+        if len(self.experts) != (self.offsets[-1] if calls else 0) or bool((np.diff(self.offsets) % self.top_k).any()):
+            raise InvalidInputError(
+                f"offsets do not divide the {len(self.experts)} experts into calls of whole tokens of {self.top_k}."
+            )
+        if self.weights is not None and len(self.weights) != len(self.experts):
+            raise InvalidInputError(f"{len(self.weights)} weights are given for {len(self.experts)} experts.")
+        _check_range("layer", self.layers, self.num_layers)
+        _check_range("expert", self.experts, self.num_experts)
+
+    def select(self, calls: NDArray[Any] | slice) -> RoutingTrace:
+        """The trace of some calls: indices, a mask or a slice."""
+        chosen = np.arange(self.num_calls)[calls]
+        sizes = np.diff(self.offsets)[chosen]
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        positions = np.repeat(self.offsets[chosen] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        return RoutingTrace(
+            self.num_experts,
+            self.top_k,
+            self.layer_names,
+            self.layers[chosen],
+            self.phases[chosen],
+            self.requests[chosen],
+            offsets,
+            self.experts[positions],
+            None if self.weights is None else self.weights[positions],
+        )
+
+    @classmethod
+    def of_calls(cls, calls: Sequence[Call], num_experts: int, layer_names: int | Sequence[str]) -> RoutingTrace:
+        """The trace of calls in their order; layer_names may be their number. All must have the same k."""
+        names = tuple(map(str, range(layer_names))) if isinstance(layer_names, int) else tuple(layer_names)
+        widths = {call.expert_ids.shape[-1] for call in calls}
+        if len(widths) != 1:
+            raise InvalidInputError(f"the calls have top_k {sorted(widths)}: a trace needs one top_k, and one call.")
+        sizes = [call.expert_ids.size for call in calls]
+        weights = [call.expert_weights for call in calls if call.expert_weights is not None]
+        return cls(
+            num_experts,
+            widths.pop(),
+            names,
+            np.array([call.layer for call in calls], np.int32),
+            np.array([call.phase for call in calls], np.uint8),
+            np.array([call.request for call in calls], np.int32),
+            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            np.concatenate([np.asarray(call.expert_ids, np.int32).reshape(-1) for call in calls]),
+            np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in weights])
+            if len(weights) == len(calls)
+            else None,
+        )
+
+
+def check_sizes(num_experts: int, num_layers: int, top_k: int) -> None:
+    """InvalidInputError unless all are at least 1 and top_k is at most num_experts."""
+    for name, value in (("num_experts", num_experts), ("num_layers", num_layers), ("top_k", top_k)):
+        if value < 1:
+            raise InvalidInputError(f"{name} is {value}, but must be at least 1.")
+    if top_k > num_experts:
+        raise InvalidInputError(f"top_k is {top_k}, but there are {num_experts} experts: use at most as many.")
+
+
+def _check_range(name: str, values: Ints, count: int) -> None:
+    if len(values) and (values.min() < 0 or values.max() >= count):
+        wrong = int(np.flatnonzero((values < 0) | (values >= count))[0])
+        raise InvalidInputError(
+            f"the trace holds {name} {values[wrong]} at position {wrong}, but {name}s are numbered 0 to {count - 1}."
+        )

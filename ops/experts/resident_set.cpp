@@ -1,0 +1,105 @@
+#include "experts/resident_set.h"
+
+#include <utility>
+
+#include "core/error.h"
+
+namespace onnx_moe {
+
+ResidentSet::ResidentSet(const ExpertBank& bank, int64_t capacity, int64_t layer_floor,
+                         std::unique_ptr<CachePolicy> policy)
+    : bank_(bank),
+      capacity_(capacity),
+      layer_floor_(layer_floor),
+      policy_(std::move(policy)),
+      layer_counts_(static_cast<size_t>(bank.layers)),
+      entries_(static_cast<size_t>(bank.size())),
+      of_layers_(static_cast<size_t>(bank.layers), Tournament(bank.experts)),
+      layers_above_their_floor_(bank.layers) {
+  require(capacity >= 1, "the cache has ", capacity, " slots: it needs at least 1");
+  require(layer_floor >= 0 && layer_floor <= capacity / bank.layers, "a floor of ", layer_floor, " slots in each of ",
+          bank.layers, " layers does not fit into ", capacity, " slots: lower the floor to ", capacity / bank.layers,
+          " or raise the budget");
+}
+
+void ResidentSet::begin_visit(int64_t layer) {
+  policy_->visit(layer);
+  place_layer(layer);
+}
+
+void ResidentSet::use(int64_t key) {
+  at(key).last_use = ++uses_;
+  policy_->use(key);
+  if (at(key).resident && at(key).leases == 0) place(key);
+}
+
+void ResidentSet::lease(int64_t key) {
+  require(contains(key), "expert key ", key, " is leased, but holds no slot");
+  if (at(key).leases++ == 0) place(key);
+}
+
+void ResidentSet::release(int64_t key) {
+  require(at(key).leases > 0, "expert key ", key, " is released, but not leased");
+  if (--at(key).leases == 0) place(key);
+}
+
+void ResidentSet::insert(int64_t key) {
+  require(!full() && !contains(key), "expert key ", key,
+          " cannot take a slot: ", full() ? "all are taken" : "it holds one");
+  at(key).resident = true;
+  ++count_;
+  ++layer_counts_[static_cast<size_t>(bank_.layer_of(key))];
+  place(key);
+}
+
+void ResidentSet::erase(int64_t key) {
+  require(contains(key) && at(key).leases == 0, "expert key ", key, " cannot give up its slot: it ",
+          contains(key) ? "is leased" : "holds none");
+  at(key).resident = false;
+  --count_;
+  --layer_counts_[static_cast<size_t>(bank_.layer_of(key))];
+  place(key);
+}
+
+std::optional<int64_t> ResidentSet::victim(int64_t layer) const {
+  const int64_t above = layers_above_their_floor_.winner();
+  int64_t first = earlier(first_of(layer), above == Tournament::kNobody ? above : first_of(above));
+  if (first == Tournament::kNobody) {
+    for (int64_t other = 0; other < bank_.layers; ++other) first = earlier(first, first_of(other));
+  }
+  if (first == Tournament::kNobody) return std::nullopt;
+  return first;
+}
+
+bool ResidentSet::goes_before(int64_t a, int64_t b) const {
+  if (policy_->goes_before(a, b)) return true;
+  if (policy_->goes_before(b, a)) return false;
+  return at(a).last_use != at(b).last_use ? at(a).last_use < at(b).last_use : a < b;
+}
+
+int64_t ResidentSet::first_of(int64_t layer) const {
+  const int64_t expert = of_layers_[static_cast<size_t>(layer)].winner();
+  return expert == Tournament::kNobody ? expert : bank_.key(layer, expert);
+}
+
+int64_t ResidentSet::earlier(int64_t a, int64_t b) const {
+  if (a == Tournament::kNobody) return b;
+  return b == Tournament::kNobody || goes_before(a, b) ? a : b;
+}
+
+void ResidentSet::place(int64_t key) {
+  const int64_t layer = bank_.layer_of(key);
+  const bool may_go = at(key).resident && at(key).leases == 0;
+  of_layers_[static_cast<size_t>(layer)].place(bank_.expert_of(key), may_go, [&](int64_t a, int64_t b) {
+    return goes_before(bank_.key(layer, a), bank_.key(layer, b));
+  });
+  place_layer(layer);
+}
+
+void ResidentSet::place_layer(int64_t layer) {
+  const bool takes_part = count(layer) > layer_floor_ && first_of(layer) != Tournament::kNobody;
+  layers_above_their_floor_.place(layer, takes_part,
+                                  [&](int64_t a, int64_t b) { return goes_before(first_of(a), first_of(b)); });
+}
+
+}  // namespace onnx_moe
