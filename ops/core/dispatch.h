@@ -39,6 +39,12 @@ void group_tokens_by_expert(const Id* expert_ids, int64_t count, int64_t slots, 
   offsets[0] = 0;
 }
 
+// Experts that a call works on together.
+struct ExpertSet {
+  const int32_t* experts;
+  int64_t count;
+};
+
 // The assignments of a call, grouped by expert, and the experts that have any.
 class ExpertGroups {
  public:
@@ -52,6 +58,7 @@ class ExpertGroups {
   }
 
   int64_t active_count() const { return active_count_; }
+  ExpertSet active_set() const { return {active_.data(), active_count_}; }
   int64_t active(int64_t index) const { return active_[index]; }
   int64_t begin(int64_t expert) const { return offsets_[expert]; }
   int64_t end(int64_t expert) const { return offsets_[expert + 1]; }

@@ -2,254 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <thread>
 
-#include "core/dispatch.h"
 #include "core/error.h"
 
 namespace onnx_moe {
 
 namespace {
-
-// Output columns are split into tiles, and a task computes one tile of every expert. All tasks cost the same then,
-// however skewed the routing is, and a task holds all that a token's combine needs. Tiles are as wide as keeping all
-// cores busy to the end allows: long runs through the weights, and activations that are read once for many of them.
-constexpr int64_t kTilesPerCore = 4;
-constexpr int64_t kMaxTileColumns = 256;
-constexpr int64_t kFewRows = 6;           // of an expert: kernels stream the weights, and take a tile as a whole
-constexpr int64_t kProductFloats = 8192;  // of one product: 32 KiB, on the stack
-static_assert(kMaxRows * kMaxPanelRows <= kProductFloats && kFewRows * 2 * kMaxTileColumns <= kProductFloats);
-constexpr int64_t kRowBytes = 1024 * 1024;  // of activations that a tile's weights meet in the second cache
-
-// One call: what the tasks share.
-struct Call {
-  const Kernel& kernel;
-  const Activation& activation;
-  const ExpertWeights& weights;
-  const ExpertGemmInput& input;
-  Operands operands;
-  const ExpertGroups& groups;
-  const float* values;    // activations as floats, one row of x after the other; null if no expert needs them
-  const uint8_t* packed;  // activations as the kernel packed them; null likewise
-  int64_t packed_bytes;
-  int64_t output_columns;
-  int64_t tile_columns;
-
-  int bands() const { return activation.gated ? 2 : 1; }
-  // Columns of a band, with room for whole panels.
-  int64_t padded(int64_t columns) const {
-    const int64_t panel = kMaxPanelRows / bands();
-    return (columns + panel - 1) / panel * panel;
-  }
-};
-
-int64_t choose_tile_columns(int64_t output_columns, int bands) {
-  static const int64_t tiles = kTilesPerCore * std::max(1u, std::thread::hardware_concurrency());
-  const int64_t panel = kMaxPanelRows / bands;
-  const int64_t columns = (output_columns / tiles + panel - 1) / panel * panel;
-  return std::clamp(columns, panel, kMaxTileColumns);
-}
-
-Fp4Tile make_tile(const Call& call, int64_t expert, int64_t first_column) {
-  const ExpertWeights& weights = call.weights;
-  const int64_t expert_rows = expert * weights.rows;
-  Fp4Tile tile{weights.codes + expert_rows * call.operands.row_bytes(),
-               static_cast<const uint8_t*>(weights.scales) + expert_rows * call.operands.scale_row_bytes(),
-               std::min(call.tile_columns, call.output_columns - first_column),
-               call.bands(),
-               {{first_column, 1}, {0, 0}},
-               nullptr};
-  if (!call.activation.gated) return tile;
-  if (call.activation.interleaved) {
-    tile.band[0] = {2 * first_column, 2};
-    tile.band[1] = {2 * first_column + 1, 2};
-  } else {
-    tile.band[1] = {weights.rows / 2 + first_column, 1};
-  }
-  return tile;
-}
-
-// A tile's biases as floats, a band after the other; nothing without bias.
-struct TileBias {
-  float values[2 * kMaxTileColumns];
-  const float* band[2] = {nullptr, nullptr};
-};
-
-void load_bias(const Call& call, int64_t expert, const Fp4Tile& tile, TileBias& bias) {
-  const ExpertWeights& weights = call.weights;
-  if (!weights.bias) return;
-  const int64_t expert_row = expert * weights.rows;
-  for (int b = 0; b < tile.bands; ++b) {
-    float* target = bias.values + b * kMaxTileColumns;
-    bias.band[b] = target;
-    const int64_t first = expert_row + tile.band[b].first;
-    if (tile.band[b].step == 1) {
-      call.kernel.widen(weights.bias_type, element_at(weights.bias_type, weights.bias, first), tile.columns, target);
-      continue;
-    }
-    for (int64_t c = 0; c < tile.columns; ++c) {
-      target[c] = load_element(weights.bias_type, weights.bias, first + c * tile.band[b].step);
-    }
-  }
-}
-
-// `columns` columns of the tile from its column `first` on.
-Fp4Tile part_of(const Fp4Tile& tile, int64_t first, int64_t columns) {
-  Fp4Tile part = tile;
-  part.columns = std::min(columns, tile.columns - first);
-  for (WeightBand& band : part.band) band.first += first * band.step;
-  return part;
-}
-
-// What a task works on: a tile of one expert, whose results go to `results` [assignments, columns of the whole tile],
-// to be combined, or to y.
-struct Work {
-  const Call& call;
-  const Fp4Tile& tile;
-  Epilogue epilogue;  // of the whole tile
-  float* results;
-
-  int64_t first_column() const { return tile.band[0].first / tile.band[0].step; }
-};
-
-// Rows of one expert; `assignments` are their flat indices.
-struct RowSet {
-  const float* values[kMaxRows];
-  const uint8_t* packed[kMaxRows];
-  const int64_t* assignments;
-  int64_t count;
-};
-
-void collect_rows(const Call& call, int64_t first, int64_t count, RowSet& rows) {
-  const int64_t slots_per_row = call.input.x_per_slot ? 1 : call.input.slots;
-  rows.assignments = call.groups.order() + first;
-  rows.count = count;
-  for (int64_t r = 0; r < count; ++r) {
-    const int64_t row = rows.assignments[r] / slots_per_row;
-    rows.values[r] = call.values + row * call.operands.depth;
-    rows.packed[r] = call.packed + row * call.packed_bytes;
-  }
-}
-
-// Finished rows into y, from the tile's column `first` on, in the type that y has.
-void write_rows(const Work& work, const Epilogue& epilogue, int64_t first, const RowSet& rows) {
-  const Call& call = work.call;
-  const ElementType type = call.input.type;
-  const int64_t column = work.first_column() + first;
-  const auto offset = [&](int64_t r) { return rows.assignments[r] * call.output_columns + column; };
-  float* targets[kMaxRows];
-  const bool direct = work.results || type == ElementType::kFloat;
-  for (int64_t r = 0; r < rows.count; ++r) {
-    if (work.results) {
-      targets[r] = work.results + rows.assignments[r] * work.tile.columns + first;
-    } else {
-      // The other types are rounded from the place of the products.
-      targets[r] = direct ? static_cast<float*>(call.input.y) + offset(r)
-                          : epilogue.products.data + r * epilogue.products.stride;
-    }
-  }
-  call.kernel.finish(epilogue, rows.count, targets);
-  for (int64_t r = 0; !direct && r < rows.count; ++r) {
-    call.kernel.narrow(type, targets[r], epilogue.columns, element_at(type, call.input.y, offset(r)));
-  }
-}
-
-// Products of the rows with `part`, which starts at the tile's column `first`.
-void multiply_part(const Work& work, const Fp4Tile& part, int64_t first, const RowSet& rows) {
-  const Call& call = work.call;
-  const int64_t band_stride = call.padded(part.columns);
-  alignas(64) float products[kProductFloats];
-  Epilogue epilogue = work.epilogue;
-  epilogue.products = {products, part.bands * band_stride, band_stride};
-  epilogue.columns = part.columns;
-  if (epilogue.gate_bias) epilogue.gate_bias += first;
-  if (epilogue.up_bias) epilogue.up_bias += first;
-  call.kernel.fp4_products(call.operands, part, {rows.values, rows.packed, rows.count}, epilogue.products);
-  write_rows(work, epilogue, first, rows);
-}
-
-// Columns of a band whose products with `rows` rows are computed at once. A few rows take the tile as a whole; more
-// rows take it panel by panel, so that a panel is decoded once for all, or, interleaved, as many columns as there is
-// room for products: the more there are, the longer a row's activations stay in the first cache.
-int64_t columns_at_once(const Call& call, int64_t rows) {
-  if (rows <= kFewRows) return kMaxTileColumns;
-  const int64_t panel = kMaxPanelRows / call.bands();
-  if (call.operands.layout == WeightLayout::kRows) return panel;
-  return std::min(kProductFloats / (rows * kMaxPanelRows) * panel, kMaxTileColumns);
-}
-
-void multiply_rows(const Work& work, const RowSet& rows) {
-  const Fp4Tile& tile = work.tile;
-  const int64_t panel = columns_at_once(work.call, rows.count);
-  for (int64_t first = 0; first < tile.columns; first += panel) {
-    Fp4Tile part = part_of(tile, first, panel);
-    Fp4Tile next;
-    if (first + panel < tile.columns) {
-      next = part_of(tile, first + panel, panel);
-      part.next = &next;
-    }
-    multiply_part(work, part, first, rows);
-  }
-}
-
-void compute_expert(const Call& call, int64_t expert, Fp4Tile tile, float* results) {
-  TileBias bias;
-  load_bias(call, expert, tile, bias);
-  const ExpertWeights& weights = call.weights;
-  const float* scale = weights.global_scale ? weights.global_scale + expert * weights.global_scales : nullptr;
-  const Epilogue epilogue{&call.activation,
-                          {},
-                          scale ? scale[0] : 1.0f,
-                          scale ? scale[weights.global_scales - 1] : 1.0f,
-                          bias.band[0],
-                          bias.band[1],
-                          tile.columns};
-  // Sets of nearly equal size, so that each decodes the weights for as many rows as the others.
-  const int64_t bytes = std::max<int64_t>(call.packed_bytes, call.operands.depth);
-  const int64_t most = std::clamp<int64_t>(kRowBytes / bytes, 8 * kFewRows, kMaxRows);
-  const int64_t end = call.groups.end(expert);
-  int64_t first = call.groups.begin(expert);
-  for (int64_t sets = (end - first + most - 1) / most; sets > 0; --sets) {
-    RowSet rows;
-    collect_rows(call, first, (end - first) / sets, rows);
-    first += rows.count;
-    multiply_rows({call, tile, epilogue, results}, rows);
-    tile.next = nullptr;  // one fetch is enough
-  }
-}
-
-void combine(const Call& call, int64_t first_column, int64_t columns, const float* results) {
-  const ExpertGemmInput& input = call.input;
-  for (int64_t token = 0; token < input.tokens; ++token) {
-    const float* weights = input.expert_weights + token * input.slots;
-    const float* rows = results + token * input.slots * columns;
-    const int64_t offset = token * call.output_columns + first_column;
-    if (input.type == ElementType::kFloat) {
-      call.kernel.combine(weights, rows, input.slots, columns, static_cast<float*>(input.y) + offset);
-      continue;
-    }
-    float sums[kMaxTileColumns];
-    call.kernel.combine(weights, rows, input.slots, columns, sums);
-    call.kernel.narrow(input.type, sums, columns, element_at(input.type, input.y, offset));
-  }
-}
-
-void compute_columns(const Call& call, int64_t first_column, float* results) {
-  const ExpertGroups& groups = call.groups;
-  Fp4Tile tile = make_tile(call, groups.active(0), first_column);
-  for (int64_t i = 0; i < groups.active_count(); ++i) {
-    // Another thread may take the next columns; fetching the start of its tile costs less than waiting for one's own.
-    Fp4Tile next{};
-    const int64_t next_column = first_column + tile.columns;
-    const bool last = i + 1 == groups.active_count();
-    if (!last) next = make_tile(call, groups.active(i + 1), first_column);
-    if (last && next_column < call.output_columns) next = make_tile(call, groups.active(0), next_column);
-    tile.next = next.codes ? &next : nullptr;
-    compute_expert(call, groups.active(i), tile, results);
-    if (!last) tile = next;
-  }
-  if (results) combine(call, first_column, tile.columns, results);
-}
 
 // Rows handed to one task of the passes over rows, which cost little for each.
 constexpr int64_t kRowsPerTask = 16;
@@ -262,33 +20,20 @@ void parallel_for_rows(Host& host, int64_t rows, Body&& body) {
   });
 }
 
-// The activations in the forms that some expert's row count asks for.
-struct Activations {
-  bool needs_values = false;
-  bool needs_packed = false;
+Operands operands_of(const ExpertWeights& weights, const ExpertGemmInput& input) {
+  return {weights.format, weights.layout, input.precision, weights.columns};
+}
 
-  Activations(const Kernel& kernel, const ExpertGroups& groups, const Operands& operands) {
-    for (int64_t i = 0; i < groups.active_count(); ++i) {
-      const bool reads_packed = kernel.reads_packed(operands, groups.rows(i));
-      needs_packed |= reads_packed;
-      needs_values |= !reads_packed;
-    }
+int64_t input_rows(const ExpertGemmInput& input) {
+  return input.x_per_slot ? input.tokens * input.slots : input.tokens;
+}
+
+// Whether some expert's row count asks for activations in packed form (or else as floats).
+bool any_reads_packed(const Kernel& kernel, const ExpertGroups& groups, const Operands& operands, bool packed) {
+  for (int64_t i = 0; i < groups.active_count(); ++i) {
+    if (kernel.reads_packed(operands, groups.rows(i)) == packed) return true;
   }
-};
-
-void prepare_rows(const Kernel& kernel, const Operands& operands, const ExpertGemmInput& input, int64_t rows,
-                  float* widened, uint8_t* packed, Host& host) {
-  const bool is_float = input.type == ElementType::kFloat;
-  const int64_t packed_bytes = kernel.packed_bytes(operands);
-  parallel_for_rows(host, rows, [&](int64_t row) {
-    const float* values = static_cast<const float*>(input.x) + row * operands.depth;
-    if (!is_float) {
-      float* wide = widened + row * operands.depth;
-      kernel.widen(input.type, element_at(input.type, input.x, row * operands.depth), operands.depth, wide);
-      values = wide;
-    }
-    if (packed) kernel.pack(operands, values, packed + row * packed_bytes);
-  });
+  return false;
 }
 
 }  // namespace
@@ -318,50 +63,99 @@ void validate(const ExpertWeights& weights, const Activation& activation) {
           "global_scale has two columns (gate, up), but gated is 0: use one scale an expert");
 }
 
-void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
-                 const ExpertGemmInput& input, const ExpertGroups& groups, Host& host) {
-  const int64_t assignments = input.tokens * input.slots;
-  if (assignments == 0) return;
-  const Operands operands{weights.format, weights.layout, input.precision, weights.columns};
-  const int64_t rows = input.x_per_slot ? assignments : input.tokens;
-  const Activations forms(kernel, groups, operands);
-  const bool is_float = input.type == ElementType::kFloat;
-  const int64_t packed_bytes = kernel.packed_bytes(operands);
-  const Scratch<float> widened(host, is_float ? 0 : rows * operands.depth);
-  const Scratch<uint8_t> packed(host, forms.needs_packed ? rows * packed_bytes : 0);
-  if (!is_float || forms.needs_packed) {
-    prepare_rows(kernel, operands, input, rows, widened.data(), forms.needs_packed ? packed.data() : nullptr, host);
-  }
+ExpertGemm::ExpertGemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
+                       const ExpertGemmInput& input, const ExpertGroups& groups, Host& host)
+    : host_(host),
+      any_packed_(any_reads_packed(kernel, groups, operands_of(weights, input), true)),
+      widened_(host, input.type == ElementType::kFloat ? 0 : input_rows(input) * weights.columns),
+      packed_(host, any_packed_ ? input_rows(input) * kernel.packed_bytes(operands_of(weights, input)) : 0),
+      call_{kernel,
+            activation,
+            weights,
+            input,
+            operands_of(weights, input),
+            groups,
+            input.type == ElementType::kFloat ? static_cast<const float*>(input.x) : widened_.data(),
+            packed_.data(),
+            kernel.packed_bytes(operands_of(weights, input)),
+            activation.output_columns(weights.rows),
+            choose_tile_columns(activation.output_columns(weights.rows), activation.gated ? 2 : 1)} {
+  if (!input.x_per_slot) prepare_rows(input_rows(input), nullptr);
+}
 
-  const int64_t output_columns = activation.output_columns(weights.rows);
-  const Call call{kernel,
-                  activation,
-                  weights,
-                  input,
-                  operands,
-                  groups,
-                  is_float ? static_cast<const float*>(input.x) : widened.data(),
-                  packed.data(),
-                  packed_bytes,
-                  output_columns,
-                  choose_tile_columns(output_columns, activation.gated ? 2 : 1)};
-  const int64_t tiles = (output_columns + call.tile_columns - 1) / call.tile_columns;
+// Rows of x in the forms that kernels read: all of them, or those of `assignments`.
+void ExpertGemm::prepare_rows(int64_t count, const int64_t* assignments) {
+  const ExpertGemmInput& input = call_.input;
+  const bool is_float = input.type == ElementType::kFloat;
+  if (is_float && !any_packed_) return;
+  const int64_t depth = call_.operands.depth;
+  parallel_for_rows(host_, count, [&](int64_t index) {
+    const int64_t row = assignments ? assignments[index] : index;
+    if (!is_float) {
+      call_.kernel.widen(input.type, element_at(input.type, input.x, row * depth), depth,
+                         widened_.data() + row * depth);
+    }
+    if (any_packed_) {
+      call_.kernel.pack(call_.operands, call_.values + row * depth, packed_.data() + row * call_.packed_bytes);
+    }
+  });
+}
+
+void ExpertGemm::compute_all() {
+  if (call_.input.x_per_slot) prepare_rows(input_rows(call_.input), nullptr);
+  compute_tiles(call_.groups.active_set(), true);
+}
+
+void ExpertGemm::compute(const ExpertSet& set) {
+  const ExpertGemmInput& input = call_.input;
+  if (input.expert_weights && !results_) {
+    results_.emplace(host_, input.tokens * input.slots * call_.tiles() * call_.tile_columns);
+  }
+  for (int64_t i = 0; input.x_per_slot && i < set.count; ++i) {
+    const int64_t begin = call_.groups.begin(set.experts[i]);
+    prepare_rows(call_.groups.end(set.experts[i]) - begin, call_.groups.order() + begin);
+  }
+  compute_tiles(set, false);
+}
+
+void ExpertGemm::combine() {
+  if (!results_) return;
+  parallel_for(host_, call_.tiles(), [&](int64_t tile) {
+    combine_tile(call_, tile * call_.tile_columns, results_->data() + tile * call_.tile_results());
+  });
+}
+
+void ExpertGemm::compute_tiles(const ExpertSet& set, bool combined) {
+  const bool per_thread = combined && call_.input.expert_weights;
+  const int64_t tiles = call_.tiles();
   std::atomic<int64_t> next_tile{0};
-  parallel_for(host, tiles, [&](int64_t) {
+  parallel_for(host_, tiles, [&](int64_t) {
     int64_t tile = next_tile++;
     if (tile >= tiles) return;
     // One thread's, for all the tiles that it takes.
-    const Scratch<float> results(host, input.expert_weights ? assignments * call.tile_columns : 0);
+    const Scratch<float> own(host_, per_thread ? call_.tile_results() : 0);
     for (; tile < tiles; tile = next_tile++) {
-      compute_columns(call, tile * call.tile_columns, input.expert_weights ? results.data() : nullptr);
+      const int64_t first_column = tile * call_.tile_columns;
+      float* results = per_thread ? own.data() : results_ ? results_->data() + tile * call_.tile_results() : nullptr;
+      compute_tile(call_, set, first_column, results);
+      if (per_thread) combine_tile(call_, first_column, results);
     }
   });
 }
 
 void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
+                 const ExpertGemmInput& input, const ExpertGroups& groups, ExpertSource* source, Host& host) {
+  if (input.tokens * input.slots == 0) return;
+  ExpertGemm gemm(kernel, activation, weights, input, groups, host);
+  if (!source) return gemm.compute_all();
+  for (ExpertSet set = source->next(); set.count > 0; set = source->next()) gemm.compute(set);
+  gemm.combine();
+}
+
+void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
                  const ExpertGemmInput& input, Host& host) {
   const ExpertGroups groups(input.expert_ids, input.tokens, input.slots, weights.num_experts, host);
-  expert_gemm(kernel, activation, weights, input, groups, host);
+  expert_gemm(kernel, activation, weights, input, groups, nullptr, host);
 }
 
 }  // namespace onnx_moe

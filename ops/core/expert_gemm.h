@@ -2,50 +2,63 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "core/activation.h"
 #include "core/dispatch.h"
-#include "core/element_type.h"
-#include "core/fp4.h"
+#include "core/expert_tiles.h"
+#include "core/expert_weights.h"
 #include "core/parallel.h"
-#include "kernels/kernel.h"
 
 namespace onnx_moe {
 
-// The experts' projection. Sizes as in the operator: E = num_experts, N = rows, K = columns.
-struct ExpertWeights {
-  BlockFormat format;
-  WeightLayout layout;
-  int64_t num_experts;
-  int64_t rows;
-  int64_t columns;
-  const uint8_t* codes;
-  const void* scales;
-  const float* global_scale;  // null, [E] or [E, 2]
-  int64_t global_scales;      // 1 or 2
-  ElementType bias_type;
-  const void* bias;  // null or [E, N]
+// Where a call gets its experts from when their weights do not all lie in memory at once.
+class ExpertSource {
+ public:
+  virtual ~ExpertSource() = default;
+  // Experts that lie in memory now and were not handed out before; none when all have been. Those of the set before
+  // may go.
+  virtual ExpertSet next() = 0;
 };
 
-struct ExpertGemmInput {
-  ElementType type;  // of x and y
-  Precision precision;
-  int64_t tokens;
-  int64_t slots;
-  bool x_per_slot;
-  const void* x;
-  const int32_t* expert_ids;
-  const float* expert_weights;  // null: no combine
-  void* y;
+// A call of the operator, computed set of experts by set of experts.
+//
+// Same inputs, same bytes: how a product is summed depends on shapes and routing alone, never on threads, tiles or
+// sets.
+class ExpertGemm {
+ public:
+  // Kernel, groups, host and all memory must outlive the call. Rows of x that belong to a slot are read when their
+  // expert's set is computed, others at once.
+  ExpertGemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
+             const ExpertGemmInput& input, const ExpertGroups& groups, Host& host);
+  ExpertGemm(const ExpertGemm&) = delete;
+  ExpertGemm& operator=(const ExpertGemm&) = delete;
+
+  // All experts at once, and the combine.
+  void compute_all();
+  // Some of them; each exactly once, then the combine.
+  void compute(const ExpertSet& set);
+  void combine();
+
+ private:
+  void prepare_rows(int64_t count, const int64_t* assignments);
+  void compute_tiles(const ExpertSet& set, bool combined);
+
+  Host& host_;
+  bool any_packed_;
+  Scratch<float> widened_;
+  Scratch<uint8_t> packed_;
+  std::optional<Scratch<float>> results_;  // of all assignments, where sets are computed one by one
+  TileCall call_;
 };
 
-// Same inputs, same bytes: how a product is summed depends on shapes and routing alone, never on threads or tiles.
+// Computes y: with the experts that `source` hands out, or, where it is null, with those in `weights`.
+void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
+                 const ExpertGemmInput& input, const ExpertGroups& groups, ExpertSource* source, Host& host);
+
+// The same, grouping the assignments by expert first.
 void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
                  const ExpertGemmInput& input, Host& host);
-
-// The same with the assignments already grouped by expert.
-void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
-                 const ExpertGemmInput& input, const ExpertGroups& groups, Host& host);
 
 // The precision that an accuracy_level of the operators allows.
 Precision precision_of(int64_t accuracy_level);

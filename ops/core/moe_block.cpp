@@ -32,14 +32,16 @@ void moe_block(const Kernel& kernel, const MoeBlock& block, const RouterInput& r
   const ExpertGroups groups(expert_ids.data(), routing.tokens, slots, block.gate_up.num_experts, host);
   const auto value_bytes = static_cast<int64_t>(element_size(routing.type));
   const Scratch<char> intermediate(host, assignments * block.down.columns * value_bytes);
-  expert_gemm(kernel, block.activation, block.gate_up,
-              {routing.type, block.precision, routing.tokens, slots, false, routing.hidden_states, expert_ids.data(),
-               nullptr, intermediate.data()},
-              groups, host);
-  expert_gemm(kernel, Activation{}, block.down,
-              {routing.type, block.precision, routing.tokens, slots, true, intermediate.data(), expert_ids.data(),
-               expert_weights.data(), y},
-              groups, host);
+  ExpertGemm gate_up(kernel, block.activation, block.gate_up,
+                     {routing.type, block.precision, routing.tokens, slots, false, routing.hidden_states,
+                      expert_ids.data(), nullptr, intermediate.data()},
+                     groups, host);
+  ExpertGemm down(kernel, Activation{}, block.down,
+                  {routing.type, block.precision, routing.tokens, slots, true, intermediate.data(), expert_ids.data(),
+                   expert_weights.data(), y},
+                  groups, host);
+  gate_up.compute_all();
+  down.compute_all();
 }
 
 }  // namespace onnx_moe
