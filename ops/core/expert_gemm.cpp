@@ -144,18 +144,15 @@ void ExpertGemm::compute_tiles(const ExpertSet& set, bool combined) {
 }
 
 void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
-                 const ExpertGemmInput& input, const ExpertGroups& groups, ExpertSource* source, Host& host) {
-  if (input.tokens * input.slots == 0) return;
-  ExpertGemm gemm(kernel, activation, weights, input, groups, host);
+                 const ExpertGemmInput& input, ExpertProvider* experts, Host& host) {
+  const int64_t assignments = input.tokens * input.slots;
+  if (assignments == 0) return;
+  const ExpertGroups groups(input.expert_ids, input.tokens, input.slots, weights.num_experts, host);
+  const std::unique_ptr<ExpertSource> source = experts ? experts->open(input.expert_ids, assignments) : nullptr;
+  ExpertGemm gemm(kernel, activation, source ? weights.at(source->resident(0)) : weights, input, groups, host);
   if (!source) return gemm.compute_all();
   for (ExpertSet set = source->next(); set.count > 0; set = source->next()) gemm.compute(set);
   gemm.combine();
-}
-
-void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
-                 const ExpertGemmInput& input, Host& host) {
-  const ExpertGroups groups(input.expert_ids, input.tokens, input.slots, weights.num_experts, host);
-  expert_gemm(kernel, activation, weights, input, groups, nullptr, host);
 }
 
 }  // namespace onnx_moe

@@ -6,20 +6,12 @@
 
 #include "core/activation.h"
 #include "core/dispatch.h"
+#include "core/expert_source.h"
 #include "core/expert_tiles.h"
 #include "core/expert_weights.h"
 #include "core/parallel.h"
 
 namespace onnx_moe {
-
-// Where a call gets its experts from when their weights do not all lie in memory at once.
-class ExpertSource {
- public:
-  virtual ~ExpertSource() = default;
-  // Experts that lie in memory now and were not handed out before; none when all have been. Those of the set before
-  // may go.
-  virtual ExpertSet next() = 0;
-};
 
 // A call of the operator, computed set of experts by set of experts.
 //
@@ -52,13 +44,9 @@ class ExpertGemm {
   TileCall call_;
 };
 
-// Computes y: with the experts that `source` hands out, or, where it is null, with those in `weights`.
+// Computes y; `experts` (may be null) says where the weights are when they are not where `weights` has them.
 void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
-                 const ExpertGemmInput& input, const ExpertGroups& groups, ExpertSource* source, Host& host);
-
-// The same, grouping the assignments by expert first.
-void expert_gemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
-                 const ExpertGemmInput& input, Host& host);
+                 const ExpertGemmInput& input, ExpertProvider* experts, Host& host);
 
 // The precision that an accuracy_level of the operators allows.
 Precision precision_of(int64_t accuracy_level);

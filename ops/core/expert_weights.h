@@ -31,6 +31,11 @@ struct ExpertWeights {
   // [E]: where the experts are that a call works on, when `codes` and `scales` are not what it reads.
   const ExpertData* resident = nullptr;
 
+  ExpertWeights at(const ExpertData* experts) const {
+    ExpertWeights weights = *this;
+    weights.resident = experts;
+    return weights;
+  }
   int64_t expert_code_bytes() const { return rows * columns / 2; }
   int64_t expert_scale_bytes() const { return rows * format.blocks(columns) * format.scale_bytes(); }
   ExpertData expert(int64_t index) const {

@@ -32,16 +32,25 @@ void moe_block(const Kernel& kernel, const MoeBlock& block, const RouterInput& r
   const ExpertGroups groups(expert_ids.data(), routing.tokens, slots, block.gate_up.num_experts, host);
   const auto value_bytes = static_cast<int64_t>(element_size(routing.type));
   const Scratch<char> intermediate(host, assignments * block.down.columns * value_bytes);
-  ExpertGemm gate_up(kernel, block.activation, block.gate_up,
+  const std::unique_ptr<ExpertSource> source =
+      block.experts ? block.experts->open(expert_ids.data(), assignments) : nullptr;
+  ExpertGemm gate_up(kernel, block.activation, source ? block.gate_up.at(source->resident(0)) : block.gate_up,
                      {routing.type, block.precision, routing.tokens, slots, false, routing.hidden_states,
                       expert_ids.data(), nullptr, intermediate.data()},
                      groups, host);
-  ExpertGemm down(kernel, Activation{}, block.down,
+  ExpertGemm down(kernel, Activation{}, source ? block.down.at(source->resident(1)) : block.down,
                   {routing.type, block.precision, routing.tokens, slots, true, intermediate.data(), expert_ids.data(),
                    expert_weights.data(), y},
                   groups, host);
-  gate_up.compute_all();
-  down.compute_all();
+  if (!source) {
+    gate_up.compute_all();
+    return down.compute_all();
+  }
+  for (ExpertSet set = source->next(); set.count > 0; set = source->next()) {
+    gate_up.compute(set);
+    down.compute(set);
+  }
+  down.combine();
 }
 
 }  // namespace onnx_moe

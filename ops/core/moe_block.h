@@ -12,6 +12,7 @@ struct MoeBlock {
   Precision precision;
   ExpertWeights gate_up;
   ExpertWeights down;
+  ExpertProvider* experts = nullptr;  // where the weights are when they are not where both projections have them
 };
 
 // Throws an Error unless both projections and the router fit together.

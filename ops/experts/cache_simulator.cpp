@@ -1,43 +1,22 @@
 #include "experts/cache_simulator.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
 #include "core/error.h"
-#include "experts/resident_set.h"
+#include "experts/visit.h"
 
 namespace onnx_moe {
 
 namespace {
-
-// Calls body(position in the trace, key, whether the visit chose it before) for every expert of a visit.
-class DistinctExperts {
- public:
-  DistinctExperts(const ExpertBank& bank, const RoutingTrace& trace)
-      : bank_(bank), trace_(trace), last_visit_(static_cast<size_t>(bank.size()), -1) {}
-
-  template <typename Body>
-  void for_each(int64_t visit, Body&& body) {
-    for (int64_t i = trace_.offsets[visit]; i < trace_.offsets[visit + 1]; ++i) {
-      const int64_t key = bank_.key(trace_.layers[visit], trace_.experts[i]);
-      int64_t& last = last_visit_[static_cast<size_t>(key)];
-      body(i, key, last == visit);
-      last = visit;
-    }
-  }
-
- private:
-  ExpertBank bank_;
-  RoutingTrace trace_;
-  std::vector<int64_t> last_visit_;  // by key
-};
 
 class Replay {
  public:
   Replay(const CacheSetup& setup, std::unique_ptr<CachePolicy> policy, const RoutingTrace& trace, Outcome* outcomes,
          int64_t* evicted)
       : residents_(setup.bank, setup.capacity, setup.layer_floor, std::move(policy)),
-        distinct_(setup.bank, trace),
+        planner_(setup.bank, setup.share),
         trace_(trace),
         outcomes_(outcomes),
         evicted_(evicted) {
@@ -51,7 +30,7 @@ class Replay {
   CacheCounts run() {
     for (int64_t visit = 0; visit < trace_.visits; ++visit) {
       look_up(visit);
-      for (const auto& [position, key] : missing_) load(visit, position, key);
+      for (const VisitedExpert& expert : visit_.missing) load(visit, expert);
       release_all();
     }
     return counts_;
@@ -59,24 +38,27 @@ class Replay {
 
  private:
   void look_up(int64_t visit) {
-    residents_.begin_visit(trace_.layers[visit]);
-    missing_.clear();
-    distinct_.for_each(visit, [&](int64_t position, int64_t key, bool repeated) {
-      if (evicted_) evicted_[position] = -1;
-      if (repeated) return note(position, Outcome::kRepeated);
-      residents_.use(key);
-      const bool hit = residents_.contains(key);
-      note(position, hit ? Outcome::kHit : Outcome::kMiss);
-      ++(hit ? counts_.hits : counts_.misses);
-      if (hit) {
-        lease(key);
-      } else {
-        missing_.emplace_back(position, key);
-      }
-    });
+    const int64_t begin = trace_.offsets[visit];
+    const int64_t count = trace_.offsets[visit + 1] - begin;
+    planner_.look_up(residents_, trace_.layers[visit], trace_.experts + begin, count, visit_);
+    if (outcomes_) std::fill_n(outcomes_ + begin, count, Outcome::kRepeated);
+    if (evicted_) std::fill_n(evicted_ + begin, count, -1);
+    for (const VisitedExpert& expert : visit_.hits) leased_.push_back(expert.key);
+    counts_.hits += note(visit_.hits, begin, Outcome::kHit);
+    counts_.misses += note(visit_.missing, begin, Outcome::kMiss);
+    const int64_t bypassed = note(visit_.bypassing, begin, Outcome::kMiss);
+    counts_.misses += bypassed;
+    counts_.bypassed += bypassed;
   }
 
-  void load(int64_t visit, int64_t position, int64_t key) {
+  int64_t note(const std::vector<VisitedExpert>& experts, int64_t begin, Outcome outcome) {
+    for (const VisitedExpert& expert : experts) {
+      if (outcomes_) outcomes_[begin + expert.position] = outcome;
+    }
+    return static_cast<int64_t>(experts.size());
+  }
+
+  void load(int64_t visit, const VisitedExpert& expert) {
     if (residents_.full()) {
       const int64_t layer = trace_.layers[visit];
       std::optional<int64_t> victim = residents_.victim(layer);
@@ -86,19 +68,11 @@ class Replay {
       }
       residents_.erase(*victim);
       ++counts_.evictions;
-      if (evicted_) evicted_[position] = *victim;
+      if (evicted_) evicted_[trace_.offsets[visit] + expert.position] = *victim;
     }
-    residents_.insert(key);
-    lease(key);
-  }
-
-  void note(int64_t position, Outcome outcome) {
-    if (outcomes_) outcomes_[position] = outcome;
-  }
-
-  void lease(int64_t key) {
-    residents_.lease(key);
-    leased_.push_back(key);
+    residents_.insert(expert.key);
+    residents_.lease(expert.key);
+    leased_.push_back(expert.key);
   }
 
   void release_all() {
@@ -107,12 +81,12 @@ class Replay {
   }
 
   ResidentSet residents_;
-  DistinctExperts distinct_;
+  VisitPlanner planner_;
   RoutingTrace trace_;
   Outcome* outcomes_;
   int64_t* evicted_;
   CacheCounts counts_;
-  std::vector<std::pair<int64_t, int64_t>> missing_;  // position in the trace and key
+  Visit visit_;
   std::vector<int64_t> leased_;
 };
 
@@ -133,11 +107,14 @@ void RoutingTrace::check(const ExpertBank& bank) const {
 
 std::vector<int64_t> uses_of(const ExpertBank& bank, const RoutingTrace& trace) {
   std::vector<int64_t> uses;
-  DistinctExperts distinct(bank, trace);
+  std::vector<int64_t> last_visit(static_cast<size_t>(bank.size()), -1);
   for (int64_t visit = 0; visit < trace.visits; ++visit) {
-    distinct.for_each(visit, [&](int64_t, int64_t key, bool repeated) {
-      if (!repeated) uses.push_back(key);
-    });
+    for (int64_t i = trace.offsets[visit]; i < trace.offsets[visit + 1]; ++i) {
+      const int64_t key = bank.key(trace.layers[visit], trace.experts[i]);
+      int64_t& last = last_visit[static_cast<size_t>(key)];
+      if (last != visit) uses.push_back(key);
+      last = visit;
+    }
   }
   return uses;
 }

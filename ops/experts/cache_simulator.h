@@ -7,6 +7,7 @@
 
 #include "experts/bank.h"
 #include "experts/cache_policy.h"
+#include "experts/visit.h"
 
 namespace onnx_moe {
 
@@ -30,12 +31,14 @@ struct CacheCounts {
   int64_t hits = 0;
   int64_t misses = 0;
   int64_t evictions = 0;
+  int64_t bypassed = 0;  // of the misses: those that took no slot
 };
 
 struct CacheSetup {
   ExpertBank bank;
   int64_t capacity;
   int64_t layer_floor;
+  int64_t share;  // missing experts of one call that may take slots, or VisitPlanner::kNoBypass
   std::vector<int64_t> preloaded;  // keys that hold a slot at the start
 };
 

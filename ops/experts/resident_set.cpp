@@ -16,10 +16,17 @@ ResidentSet::ResidentSet(const ExpertBank& bank, int64_t capacity, int64_t layer
       entries_(static_cast<size_t>(bank.size())),
       of_layers_(static_cast<size_t>(bank.layers), Tournament(bank.experts)),
       layers_above_their_floor_(bank.layers) {
+  resize(capacity, layer_floor);
+}
+
+void ResidentSet::resize(int64_t capacity, int64_t layer_floor) {
   require(capacity >= 1, "the cache has ", capacity, " slots: it needs at least 1");
-  require(layer_floor >= 0 && layer_floor <= capacity / bank.layers, "a floor of ", layer_floor, " slots in each of ",
-          bank.layers, " layers does not fit into ", capacity, " slots: lower the floor to ", capacity / bank.layers,
+  require(layer_floor >= 0 && layer_floor <= capacity / bank_.layers, "a floor of ", layer_floor, " slots in each of ",
+          bank_.layers, " layers does not fit into ", capacity, " slots: lower the floor to ", capacity / bank_.layers,
           " or raise the budget");
+  capacity_ = capacity;
+  layer_floor_ = layer_floor;
+  for (int64_t layer = 0; layer < bank_.layers; ++layer) place_layer(layer);
 }
 
 void ResidentSet::begin_visit(int64_t layer) {

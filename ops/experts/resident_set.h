@@ -27,8 +27,12 @@ class ResidentSet {
   void use(int64_t key);
 
   bool contains(int64_t key) const { return at(key).resident; }
-  bool full() const { return count_ == capacity_; }
+  bool full() const { return count_ >= capacity_; }
+  bool leased(int64_t key) const { return at(key).leases > 0; }
   int64_t count() const { return count_; }
+  // Another capacity and floor from now on, checked as the constructor's. Residents beyond it stay until they are
+  // erased.
+  void resize(int64_t capacity, int64_t layer_floor);
   int64_t count(int64_t layer) const { return layer_counts_[static_cast<size_t>(layer)]; }
 
   // A leased expert is nobody's victim. Leases count; only residents have any.

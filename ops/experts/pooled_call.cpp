@@ -1,0 +1,178 @@
+#include "experts/pooled_call.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "core/error.h"
+
+namespace onnx_moe {
+
+namespace {
+
+class Stopwatch {
+ public:
+  explicit Stopwatch(int64_t& total_ns) : total_ns_(total_ns), start_(std::chrono::steady_clock::now()) {}
+  ~Stopwatch() {
+    total_ns_ +=
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start_).count();
+  }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  int64_t& total_ns_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+}  // namespace
+
+PooledCall::PooledCall(ResidencyEngine& engine, int64_t layer, const int32_t* expert_ids, int64_t count)
+    : engine_(engine), layer_(layer) {
+  const ExpertLayer& experts = engine.experts_.layers[static_cast<size_t>(layer)];
+  data_.assign(experts.projections.size(), std::vector<ExpertData>(static_cast<size_t>(experts.num_experts)));
+  const ResidencyEngine::Lock lock(engine_.mutex_);
+  const Stopwatch watch(engine_.statistics_.bookkeeping_ns);
+  engine_.planner_->look_up(*engine_.residents_, layer, expert_ids, count, visit_);
+  count_visit();
+  for (const VisitedExpert& expert : visit_.hits) {
+    leased_.push_back(expert.key);
+    awaited_.push_back(expert.key);
+  }
+  try {
+    admit();
+    stage();
+  } catch (...) {
+    release_all();
+    throw;
+  }
+}
+
+PooledCall::~PooledCall() {
+  ResidencyEngine::Lock lock(engine_.mutex_);
+  release_all();
+  free_computed();
+  // Reads into the staging area cannot be called back.
+  engine_.changed_.wait(lock, [&] {
+    return std::all_of(loading_.begin(), loading_.end(),
+                       [&](const Staged& staged) { return engine_.place(staged.place).state != State::kLoading; });
+  });
+  for (const Staged& staged : loading_) engine_.empty(staged.place);
+  engine_.changed_.notify_all();
+}
+
+void PooledCall::count_visit() {
+  ResidencyStatistics& statistics = engine_.statistics_;
+  const auto hits = static_cast<int64_t>(visit_.hits.size());
+  const auto bypassed = static_cast<int64_t>(visit_.bypassing.size());
+  const int64_t misses = static_cast<int64_t>(visit_.missing.size()) + bypassed;
+  ++statistics.calls;
+  statistics.hits += hits;
+  statistics.misses += misses;
+  statistics.bypassed += bypassed;
+  statistics.layers[static_cast<size_t>(layer_)].hits += hits;
+  statistics.layers[static_cast<size_t>(layer_)].misses += misses;
+}
+
+void PooledCall::admit() {
+  for (; next_missing_ < visit_.missing.size(); ++next_missing_) {
+    const int64_t key = visit_.missing[next_missing_].key;
+    if (engine_.residents_->contains(key)) {  // another call was faster
+      ++engine_.statistics_.joined;
+    } else if (!engine_.admit(key)) {
+      return;
+    }
+    engine_.residents_->lease(key);
+    leased_.push_back(key);
+    awaited_.push_back(key);
+  }
+}
+
+void PooledCall::stage() {
+  for (; next_bypassing_ < visit_.bypassing.size(); ++next_bypassing_) {
+    const std::optional<int64_t> place = engine_.free_staging();
+    if (!place) return;
+    const int64_t key = visit_.bypassing[next_bypassing_].key;
+    engine_.load(*place, key);
+    loading_.push_back({*place, key});
+  }
+}
+
+ExpertSet PooledCall::next() {
+  ResidencyEngine::Lock lock(engine_.mutex_);
+  set_.clear();
+  free_computed();
+  stage();
+  for (take_ready(); set_.empty() && !done(); take_ready()) {
+    if (awaited_.empty() && next_missing_ < visit_.missing.size()) {
+      // The slots that this call holds have been computed with: the next wave.
+      release_all();
+      ++engine_.statistics_.waves;
+      admit();
+      if (!awaited_.empty()) continue;
+    }
+    wait(lock);
+    stage();
+  }
+  if (set_.empty()) release_all();
+  return {set_.data(), static_cast<int64_t>(set_.size())};
+}
+
+bool PooledCall::done() const {
+  return awaited_.empty() && loading_.empty() && next_missing_ == visit_.missing.size() &&
+         next_bypassing_ == visit_.bypassing.size();
+}
+
+void PooledCall::take_ready() {
+  const auto ready = [&](int64_t place, int64_t key) {
+    const ResidencyEngine::Place& expert = engine_.place(place);
+    require(expert.state != State::kFailed, engine_.describe(key, expert.error));
+    return expert.state == State::kResident;
+  };
+  const auto take = [&](int64_t key) {
+    if (!ready(key, key)) return false;
+    hand_out(key, key);
+    return true;
+  };
+  const auto take_staged = [&](const Staged& staged) {
+    if (!ready(staged.place, staged.key)) return false;
+    hand_out(staged.place, staged.key);
+    computed_.push_back(staged);
+    return true;
+  };
+  awaited_.erase(std::remove_if(awaited_.begin(), awaited_.end(), take), awaited_.end());
+  loading_.erase(std::remove_if(loading_.begin(), loading_.end(), take_staged), loading_.end());
+}
+
+void PooledCall::hand_out(int64_t place, int64_t key) {
+  const int64_t expert = engine_.bank_.expert_of(key);
+  const RecordLayout& layout = engine_.layouts_[static_cast<size_t>(layer_)];
+  const uint8_t* const slot = engine_.place(place).slot->data();
+  for (size_t projection = 0; projection < data_.size(); ++projection) {
+    data_[projection][static_cast<size_t>(expert)] = layout.in_slot(projection, expert, slot);
+  }
+  set_.push_back(static_cast<int32_t>(expert));
+}
+
+void PooledCall::release_all() {
+  for (const int64_t key : leased_) engine_.release(key);
+  leased_.clear();
+  awaited_.clear();
+}
+
+void PooledCall::free_computed() {
+  if (computed_.empty()) return;
+  for (const Staged& staged : computed_) engine_.empty(staged.place);
+  computed_.clear();
+  engine_.changed_.notify_all();
+}
+
+void PooledCall::wait(ResidencyEngine::Lock& lock) {
+  int64_t stalled = 0;
+  {
+    const Stopwatch watch(stalled);
+    engine_.changed_.wait(lock);
+  }
+  engine_.statistics_.stall_ns += stalled;
+}
+
+}  // namespace onnx_moe

@@ -1,0 +1,52 @@
+// The experts of one call out of the pool: those that are there at once, the others as they arrive.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "experts/residency_engine.h"
+
+namespace onnx_moe {
+
+class PooledCall final : public ExpertSource {
+ public:
+  PooledCall(ResidencyEngine& engine, int64_t layer, const int32_t* expert_ids, int64_t count);
+  ~PooledCall() override;
+
+  ExpertSet next() override;
+  const ExpertData* resident(size_t projection) const override { return data_[projection].data(); }
+
+ private:
+  using State = ResidencyEngine::State;
+
+  struct Staged {
+    int64_t place;
+    int64_t key;
+  };
+
+  void count_visit();
+  // Leases or loads the missing experts, in order, until nobody can give up a slot.
+  void admit();
+  void stage();
+  void take_ready();
+  void hand_out(int64_t place, int64_t key);
+  void release_all();
+  void free_computed();
+  void wait(ResidencyEngine::Lock& lock);
+  bool done() const;
+
+  ResidencyEngine& engine_;
+  int64_t layer_;
+  Visit visit_;
+  size_t next_missing_ = 0;
+  size_t next_bypassing_ = 0;
+  std::vector<int64_t> leased_;    // keys
+  std::vector<int64_t> awaited_;   // of these: not handed out yet
+  std::vector<Staged> loading_;    // in the staging area, not handed out yet
+  std::vector<Staged> computed_;   // handed out with the last set
+  std::vector<int32_t> set_;
+  std::vector<std::vector<ExpertData>> data_;  // by projection and expert
+};
+
+}  // namespace onnx_moe

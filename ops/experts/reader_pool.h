@@ -1,0 +1,70 @@
+// Threads that read experts: what calls wait for first, guesses after it.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "experts/expert_file.h"
+
+namespace onnx_moe {
+
+// A part of a load, for one thread.
+struct ReadPiece {
+  const ExpertFile* file;
+  int64_t offset;
+  int64_t bytes;
+  int64_t needed;
+  uint8_t* target;
+};
+
+enum class Urgency { kDemand, kSpeculative };
+
+class ReaderPool {
+ public:
+  // Called by a reader when the last piece of a load has been read, with the first error, or an empty text.
+  using Done = std::function<void(int64_t load, const std::string& error)>;
+
+  ReaderPool(int64_t threads, Done done);
+  // Drops what no reader has begun; those loads are never done.
+  ~ReaderPool();
+  ReaderPool(const ReaderPool&) = delete;
+  ReaderPool& operator=(const ReaderPool&) = delete;
+
+  // `load`: the caller's number for it, of no other load under way.
+  void submit(int64_t load, const std::vector<ReadPiece>& pieces, Urgency urgency);
+  // A guess that turned out to be needed.
+  void promote(int64_t load);
+  // Whether a call waits for anything that no reader has begun.
+  bool demand_is_waiting() const;
+
+ private:
+  struct Load {
+    int64_t number;
+    size_t pieces_left;
+    std::string error;
+  };
+  struct Task {
+    ReadPiece piece;
+    Load* load;
+  };
+
+  void work();
+  void finish(Load* load, const std::string& error);
+
+  Done done_;
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Task> demand_;
+  std::deque<Task> speculative_;
+  std::vector<std::unique_ptr<Load>> loads_;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace onnx_moe

@@ -1,0 +1,217 @@
+#include "experts/residency_engine.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+#include "experts/pooled_call.h"
+
+namespace onnx_moe {
+
+namespace {
+
+constexpr double kDecay = 0.95;  // halves a use in about 14 tokens
+constexpr int64_t kMostStaging = 8;
+
+const char* name_of(EvictionPolicy policy) { return policy == EvictionPolicy::kLru ? "lru" : "decayed-lfu"; }
+
+// Asks the system to read mapped memory ahead; what it answers changes nothing.
+void will_need(const ExpertTensor& tensor, int64_t expert) {
+  constexpr uintptr_t kPage = ExpertFile::kAlignment;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.mapped + expert * tensor.expert_bytes);
+  const uintptr_t first_page = begin / kPage * kPage;
+  const uintptr_t end = begin + static_cast<uintptr_t>(tensor.expert_bytes);
+  ::madvise(reinterpret_cast<void*>(first_page), end - first_page, MADV_WILLNEED);
+}
+
+}  // namespace
+
+int64_t ResidencyEngine::add_layer(ExpertLayer layer, const std::string& unmapped) {
+  const Lock lock(mutex_);
+  if (experts_.unmapped.empty()) experts_.unmapped = unmapped;
+  experts_.layers.push_back(std::move(layer));
+  return static_cast<int64_t>(experts_.layers.size()) - 1;
+}
+
+std::unique_ptr<ExpertSource> ResidencyEngine::open(int64_t layer, const int32_t* expert_ids, int64_t count) {
+  std::call_once(started_, [this] { start(); });
+  if (plan_.mode == ResidencyMode::kMapped) return nullptr;
+  if (plan_.mode == ResidencyMode::kPageCache) {
+    advise(layer, expert_ids, count);
+    return nullptr;
+  }
+  require(::getpid() == process_, "the session was created in process ", process_, ", and its expert cache does not ",
+          "live on in process ", ::getpid(), ", which was forked from it: create a session here");
+  return std::make_unique<PooledCall>(*this, layer, expert_ids, count);
+}
+
+void ResidencyEngine::start() {
+  for (const ExpertLayer& layer : experts_.layers) {
+    slot_bytes_ = std::max(slot_bytes_, RecordLayout::slot_bytes(layer));
+    bank_.experts = std::max(bank_.experts, layer.num_experts);
+  }
+  bank_.layers = static_cast<int64_t>(experts_.layers.size());
+  const ResidencyPlan plan = make_plan(options_, experts_, slot_bytes_);
+  if (plan.mode == ResidencyMode::kPool) start_pool(plan);
+  const Lock lock(mutex_);
+  plan_ = plan;
+  process_ = ::getpid();
+  for (const ExpertLayer& layer : experts_.layers) statistics_.layers.push_back({layer.node});
+}
+
+void ResidencyEngine::start_pool(const ResidencyPlan& plan) {
+  counts_ = divide_budget(plan.budget_bytes, slot_bytes_, experts_);
+  RecordLayout::Files files;
+  std::vector<RecordLayout> layouts;
+  for (const ExpertLayer& layer : experts_.layers) layouts.emplace_back(layer, plan.direct_io, files);
+  files_ = std::move(files);
+  layouts_ = std::move(layouts);
+  residents_ = std::make_unique<ResidentSet>(bank_, counts_.capacity, counts_.layer_floor, make_policy());
+  planner_ = std::make_unique<VisitPlanner>(bank_, counts_.share);
+  places_.resize(static_cast<size_t>(bank_.size() + kMostStaging));
+  readers_ = std::make_unique<ReaderPool>(
+      options_.threads, [this](int64_t place_index, const std::string& error) { finished(place_index, error); });
+}
+
+std::unique_ptr<CachePolicy> ResidencyEngine::make_policy() const {
+  if (options_.policy == EvictionPolicy::kLru) return std::make_unique<LruPolicy>();
+  return std::make_unique<DecayedLfuPolicy>(bank_, kDecay);
+}
+
+void ResidencyEngine::advise(int64_t layer, const int32_t* expert_ids, int64_t count) const {
+  const ExpertLayer& experts = experts_.layers[static_cast<size_t>(layer)];
+  std::vector<bool> advised(static_cast<size_t>(experts.num_experts));
+  for (int64_t i = 0; i < count; ++i) {
+    if (advised[static_cast<size_t>(expert_ids[i])]) continue;
+    advised[static_cast<size_t>(expert_ids[i])] = true;
+    for (const ExpertProjection& projection : experts.projections) {
+      will_need(projection.codes, expert_ids[i]);
+      will_need(projection.scales, expert_ids[i]);
+    }
+  }
+}
+
+void ResidencyEngine::load(int64_t place_index, int64_t key) {
+  Place& target = place(place_index);
+  if (free_slots_.empty()) {
+    target.slot.emplace(slot_bytes_);
+  } else {
+    target.slot.emplace(std::move(free_slots_.back()));
+    free_slots_.pop_back();
+  }
+  target.state = State::kLoading;
+  target.error.clear();
+  const std::vector<ReadPiece> pieces =
+      layouts_[static_cast<size_t>(bank_.layer_of(key))].pieces(bank_.expert_of(key), target.slot->data());
+  for (const ReadPiece& piece : pieces) statistics_.bytes_read += piece.needed;
+  readers_->submit(place_index, pieces, Urgency::kDemand);
+}
+
+bool ResidencyEngine::admit(int64_t key) {
+  while (residents_->full()) {
+    const std::optional<int64_t> victim = residents_->victim(bank_.layer_of(key));
+    if (!victim) return false;
+    residents_->erase(*victim);
+    empty(*victim);
+    ++statistics_.evictions;
+  }
+  residents_->insert(key);
+  residents_->lease(key);
+  try {
+    load(key, key);
+  } catch (...) {  // no memory for a slot
+    residents_->release(key);
+    residents_->erase(key);
+    throw;
+  }
+  return true;
+}
+
+void ResidencyEngine::empty(int64_t place_index) {
+  Place& emptied = place(place_index);
+  emptied.state = State::kAbsent;
+  if (emptied.slot) free_slots_.push_back(std::move(*emptied.slot));
+  emptied.slot.reset();
+}
+
+void ResidencyEngine::release(int64_t key) {
+  residents_->release(key);
+  if (residents_->leased(key)) return;
+  if (place(key).state == State::kFailed) {
+    residents_->erase(key);
+    empty(key);
+  }
+  changed_.notify_all();
+}
+
+std::optional<int64_t> ResidencyEngine::free_staging() const {
+  for (int64_t index = bank_.size(); index < bank_.size() + counts_.staging; ++index) {
+    if (places_[static_cast<size_t>(index)].state == State::kAbsent) return index;
+  }
+  return std::nullopt;
+}
+
+void ResidencyEngine::finished(int64_t place_index, const std::string& error) {
+  const Lock lock(mutex_);
+  Place& done = place(place_index);
+  done.state = error.empty() ? State::kResident : State::kFailed;
+  done.error = error;
+  if (!error.empty()) ++statistics_.failed_loads;
+  if (place_index < bank_.size()) release(place_index);
+  changed_.notify_all();
+}
+
+std::string ResidencyEngine::describe(int64_t key, const std::string& error) const {
+  return "expert " + std::to_string(bank_.expert_of(key)) + " of layer " + std::to_string(bank_.layer_of(key)) +
+         " could not be loaded: " + error;
+}
+
+void ResidencyEngine::set_budget(const std::string& budget) {
+  const CacheBudget parsed = CacheBudget::parse(budget);
+  const Lock lock(mutex_);
+  require(residents_ != nullptr, "the session has no expert cache ",
+          statistics_.layers.empty() ? "before its first run" : "in its mode, " + std::string(name_of(plan_.mode)),
+          ": a budget can be set in the mode pool");
+  const int64_t bytes = parsed.resolve(experts_.num_experts() * slot_bytes_, available_memory());
+  const SlotCounts counts = divide_budget(bytes, slot_bytes_, experts_);
+  plan_.budget_bytes = bytes;
+  counts_ = counts;
+  residents_->resize(counts.capacity, counts.layer_floor);
+  planner_->set_share(counts.share);
+  while (residents_->count() > counts.capacity) {
+    std::optional<int64_t> victim;
+    for (int64_t layer = 0; layer < bank_.layers && !victim; ++layer) victim = residents_->victim(layer);
+    if (!victim) break;  // leased: those go when other experts need their slots
+    residents_->erase(*victim);
+    empty(*victim);
+    ++statistics_.evictions;
+  }
+  free_slots_.clear();
+}
+
+ResidencyStatistics ResidencyEngine::statistics() const {
+  const Lock lock(mutex_);
+  ResidencyStatistics statistics = statistics_;
+  const bool decided = !statistics.layers.empty();
+  statistics.mode = name_of(decided ? plan_.mode : options_.mode);
+  statistics.reason = decided ? plan_.reason : "the first run decides";
+  statistics.expert_bytes = experts_.bytes();
+  if (!residents_) return statistics;
+  statistics.policy = name_of(options_.policy);
+  statistics.direct_io = std::all_of(files_.begin(), files_.end(), [](const auto& file) { return file->direct(); });
+  statistics.budget_bytes = plan_.budget_bytes;
+  statistics.cycle_bytes = cycle_bytes(slot_bytes_, experts_);
+  statistics.slot_bytes = slot_bytes_;
+  statistics.capacity = counts_.capacity;
+  statistics.staging = counts_.staging;
+  statistics.resident = residents_->count();
+  for (int64_t layer = 0; layer < bank_.layers; ++layer) {
+    statistics.layers[static_cast<size_t>(layer)].resident = residents_->count(layer);
+  }
+  return statistics;
+}
+
+}  // namespace onnx_moe

@@ -1,0 +1,95 @@
+#include "experts/residency_plan.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "experts/visit.h"
+
+namespace onnx_moe {
+
+namespace {
+
+// Left to everything else when the budget is automatic.
+constexpr int64_t kMemoryFloor = 1536LL * 1024 * 1024;
+// Read, and waiting to be computed: enough for the readers to go on meanwhile.
+constexpr int64_t kMostStaging = 8;
+constexpr int64_t kStagingShare = 16;  // of all slots
+
+// Half of the memory: a second copy in the page cache would not fit beside the budget.
+bool reads_directly(DirectIo direct_io, int64_t expert_bytes) {
+  if (direct_io != DirectIo::kAuto) return direct_io == DirectIo::kOn;
+  return expert_bytes > total_memory() / 2;
+}
+
+}  // namespace
+
+int64_t ExpertLayers::num_experts() const {
+  int64_t experts = 0;
+  for (const ExpertLayer& layer : layers) experts += layer.num_experts;
+  return experts;
+}
+
+int64_t ExpertLayers::top_k() const {
+  int64_t most = 1;
+  for (const ExpertLayer& layer : layers) most = std::max(most, layer.top_k);
+  return most;
+}
+
+int64_t ExpertLayers::cycle() const {
+  int64_t experts = 0;
+  for (const ExpertLayer& layer : layers) experts += layer.top_k;
+  return experts;
+}
+
+int64_t ExpertLayers::bytes() const {
+  int64_t bytes = 0;
+  for (const ExpertLayer& layer : layers) bytes += layer.num_experts * layer.expert_bytes();
+  return bytes;
+}
+
+ResidencyPlan make_plan(const ResidencyOptions& options, const ExpertLayers& experts, int64_t slot_bytes) {
+  ResidencyPlan plan;
+  plan.expert_bytes = experts.bytes();
+  plan.mode = options.mode;
+  plan.reason = "onnx_moe.residency asks for it";
+  if (!experts.unmapped.empty()) {
+    require(options.mode == ResidencyMode::kAuto || options.mode == ResidencyMode::kMapped,
+            "session entry onnx_moe.residency is '", name_of(options.mode), "', but ", experts.unmapped,
+            " is no part of a file that is mapped into memory: save the model with external data and run it on Linux, ",
+            "or use mapped");
+    plan.mode = ResidencyMode::kMapped;
+    plan.reason = experts.unmapped + " is no part of a mapped file";
+    return plan;
+  }
+  const int64_t free_bytes = std::max<int64_t>(0, available_memory() - kMemoryFloor);
+  plan.budget_bytes = options.budget.resolve(experts.num_experts() * slot_bytes, free_bytes);
+  plan.direct_io = reads_directly(options.direct_io, plan.expert_bytes);
+  if (plan.mode != ResidencyMode::kAuto) return plan;
+  const bool fits = plan.budget_bytes >= plan.expert_bytes;
+  plan.mode = fits ? ResidencyMode::kMapped : ResidencyMode::kPool;
+  plan.reason = "the experts' " + in_words(plan.expert_bytes) + (fits ? " fit into " : " do not fit into ") +
+                (options.budget.automatic() ? "70 % of the memory that is free, " : "onnx_moe.cache_bytes, ") +
+                in_words(plan.budget_bytes);
+  return plan;
+}
+
+int64_t cycle_bytes(int64_t slot_bytes, const ExpertLayers& experts) { return (experts.cycle() + 1) * slot_bytes; }
+
+SlotCounts divide_budget(int64_t budget_bytes, int64_t slot_bytes, const ExpertLayers& experts) {
+  const int64_t slots = budget_bytes / slot_bytes;
+  const int64_t needed = cycle_bytes(slot_bytes, experts);
+  const auto num_layers = static_cast<int64_t>(experts.layers.size());
+  if (slots >= experts.num_experts()) {
+    return {experts.num_experts(), 0, experts.num_experts() / num_layers, VisitPlanner::kNoBypass};
+  }
+  require(budget_bytes >= needed, "the expert cache has a budget of ", budget_bytes, " bytes (", in_words(budget_bytes),
+          "), but a token uses ", experts.cycle(), " experts on its way through ", num_layers,
+          " layers: set onnx_moe.cache_bytes to at least ", needed, " (", in_words(needed), ")");
+  const int64_t staging =
+      std::min(std::clamp<int64_t>(slots / kStagingShare, 1, kMostStaging), slots - experts.cycle());
+  const int64_t fair = (slots - staging) / num_layers;
+  const int64_t top_k = experts.top_k();
+  return {slots - staging, staging, 2 * top_k <= fair ? 2 * top_k : std::min(top_k, fair), std::max<int64_t>(fair, 1)};
+}
+
+}  // namespace onnx_moe

@@ -1,0 +1,47 @@
+// What the residency engine of a session has done.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace onnx_moe {
+
+struct LayerResidency {
+  std::string node;
+  int64_t hits = 0;
+  int64_t misses = 0;
+  int64_t resident = 0;
+};
+
+// A lookup is one distinct expert of one call: hits + misses = lookups. Bytes that were read = Σ loads of misses × the
+// bytes of an expert + speculative_bytes, unless a load failed or two calls missed the same expert at once (joined).
+struct ResidencyStatistics {
+  std::string mode;    // mapped, pagecache or pool
+  std::string reason;  // why this one
+  std::string policy;
+  bool direct_io = false;
+  int64_t expert_bytes = 0;  // of all experts
+  int64_t budget_bytes = 0;
+  int64_t cycle_bytes = 0;  // the least budget: what one token needs
+  int64_t slot_bytes = 0;
+  int64_t capacity = 0;  // experts that the cache holds
+  int64_t staging = 0;   // slots of experts that bypass it
+  int64_t resident = 0;
+  int64_t calls = 0;
+  int64_t hits = 0;
+  int64_t misses = 0;
+  int64_t bypassed = 0;  // of the misses
+  int64_t joined = 0;    // misses that waited for another call's load
+  int64_t evictions = 0;
+  int64_t waves = 0;  // beyond a call's first
+  int64_t bytes_read = 0;
+  int64_t failed_loads = 0;
+  int64_t stall_ns = 0;        // calls waited for reads
+  int64_t bookkeeping_ns = 0;  // calls decided what to load
+  std::vector<LayerResidency> layers;
+
+  std::string to_json() const;
+};
+
+}  // namespace onnx_moe
