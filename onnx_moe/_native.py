@@ -100,6 +100,7 @@ class CacheSetup(ctypes.Structure):
         ("num_experts", ctypes.c_int64),
         ("capacity", ctypes.c_int64),
         ("layer_floor", ctypes.c_int64),
+        ("share", ctypes.c_int64),
         ("policy", ctypes.c_int32),
         ("decay", ctypes.c_double),
         ("pinned", ctypes.c_void_p),
@@ -123,7 +124,7 @@ class RoutingTrace(ctypes.Structure):
 class CacheCounts(ctypes.Structure):
     """onnx_moe_cache_counts."""
 
-    _fields_ = (("hits", ctypes.c_int64), ("misses", ctypes.c_int64), ("evictions", ctypes.c_int64))
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("hits", "misses", "evictions", "bypassed"))
 
 
 #: onnx_moe_type, onnx_moe_weight_layout, onnx_moe_format and onnx_moe_scale_rule.
@@ -169,6 +170,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
             ctypes.c_void_p,
         ),
     ),
+    "onnx_moe_residency": (ctypes.c_int, (ctypes.c_char_p, ctypes.POINTER(ctypes.c_char_p))),
+    "onnx_moe_set_cache_bytes": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_char_p)),
     "onnx_moe_router": (ctypes.c_int, (ctypes.POINTER(RouterArgs),)),
     "onnx_moe_expert_gemm": (ctypes.c_int, (ctypes.POINTER(ExpertGemmArgs),)),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from onnx_moe.errors import LibraryError
 
 # ONNX Runtime refuses a second registration on the same options, and offers no way to ask for the first.
 _REGISTERED = "onnx_moe.registered"
+
+#: Session entry: the name under which the plugin knows a session.
+SESSION_NAME = "onnx_moe.session"
 
 
 def _is_registered(session_options: onnxruntime.SessionOptions) -> bool:
@@ -46,9 +50,11 @@ def InferenceSession(
 ) -> onnxruntime.InferenceSession:
     """An `onnxruntime.InferenceSession` with the plugin registered; arguments as there.
 
-    `sess_options` is registered on in place, so that it can be used again.
+    `sess_options` is registered on in place, so that it can be used again; its entry "onnx_moe.session" becomes the new
+    session's name.
     """
     options = sess_options if sess_options is not None else onnxruntime.SessionOptions()
     register(options)
+    options.add_session_config_entry(SESSION_NAME, uuid.uuid4().hex)
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     return onnxruntime.InferenceSession(model, options, providers=list(providers), **kwargs)

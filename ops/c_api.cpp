@@ -13,6 +13,7 @@
 #include "core/quantize.h"
 #include "core/router.h"
 #include "experts/cache_simulator.h"
+#include "experts/residency_registry.h"
 #include "kernels/registry.h"
 #include "onnx_moe.h"
 
@@ -161,10 +162,23 @@ int onnx_moe_simulate_cache(const onnx_moe_cache_setup* setup, const onnx_moe_ro
     const onnx_moe::RoutingTrace routing{trace->num_visits, trace->layers, trace->offsets, trace->experts};
     routing.check(bank);
     const onnx_moe::CacheCounts result = onnx_moe::simulate_cache(
-        {bank, setup->capacity, setup->layer_floor, onnx_moe::keys(setup->preloaded, setup->num_preloaded)},
+        {bank, setup->capacity, setup->layer_floor, setup->share,
+         onnx_moe::keys(setup->preloaded, setup->num_preloaded)},
         onnx_moe::cache_policy(*setup, routing), routing, reinterpret_cast<onnx_moe::Outcome*>(outcomes), evicted);
-    *counts = {result.hits, result.misses, result.evictions};
+    *counts = {result.hits, result.misses, result.evictions, result.bypassed};
   });
+}
+
+int onnx_moe_residency(const char* session, const char** json) {
+  return guarded([&] {
+    thread_local std::string text;
+    text = onnx_moe::find_engine(session)->statistics().to_json();
+    *json = text.c_str();
+  });
+}
+
+int onnx_moe_set_cache_bytes(const char* session, const char* budget) {
+  return guarded([&] { onnx_moe::find_engine(session)->set_budget(budget); });
 }
 
 int onnx_moe_router(const onnx_moe_router_args* args) {
@@ -216,6 +230,6 @@ int onnx_moe_expert_gemm(const onnx_moe_expert_gemm_args* args) {
         onnx_moe::current_kernel(), activation, weights,
         {onnx_moe::element_type(args->type), onnx_moe::precision_of(args->accuracy_level), args->tokens, args->slots,
          args->x_per_slot != 0, args->x, args->expert_ids, args->expert_weights, args->y},
-        host);
+        nullptr, host);
   });
 }

@@ -18,11 +18,15 @@ from onnx_moe.routing.trace import RoutingTrace
 POLICIES = tuple(_native.CACHE_POLICIES)
 
 
+_NO_BYPASS = -1
+
+
 @dataclass(frozen=True)
 class CacheSetup:
     """A cache of `capacity` experts of all layers together, and how it chooses what to give up.
 
-    policy: one of POLICIES. layer_floor: slots that each layer keeps against the others' needs. decay: of a use, for
+    policy: one of POLICIES. layer_floor: slots that each layer keeps against the others' needs. share: missing experts of one call
+    that take slots, those that were chosen last (None: all of them). decay: of a use, for
     each later call of its layer (decayed-lfu). pinned: keys (layer · num_experts + expert) that go last; preloaded:
     keys that are there at the start.
     """
@@ -30,6 +34,7 @@ class CacheSetup:
     capacity: int
     policy: str = "lru"
     layer_floor: int = 0
+    share: int | None = None
     decay: float = 0.95
     pinned: Sequence[int] = ()
     preloaded: Sequence[int] = ()
@@ -46,6 +51,7 @@ class CacheResult:
     hits: int
     misses: int
     evictions: int
+    bypassed: int
     outcomes: NDArray[np.uint8]
     evicted: NDArray[np.int64]
 
@@ -70,6 +76,7 @@ def simulate_cache(trace: RoutingTrace, setup: CacheSetup) -> CacheResult:
         trace.num_experts,
         setup.capacity,
         setup.layer_floor,
+        _NO_BYPASS if setup.share is None else setup.share,
         _native.CACHE_POLICIES[setup.policy],
         setup.decay,
         pinned.ctypes.data,
@@ -94,4 +101,4 @@ def simulate_cache(trace: RoutingTrace, setup: CacheSetup) -> CacheResult:
         evicted.ctypes.data,
     )
     _native.check(status)
-    return CacheResult(counts.hits, counts.misses, counts.evictions, outcomes, evicted)
+    return CacheResult(counts.hits, counts.misses, counts.evictions, counts.bypassed, outcomes, evicted)

@@ -37,8 +37,7 @@ int64_t ResidencyEngine::add_layer(ExpertLayer layer, const std::string& unmappe
 }
 
 std::unique_ptr<ExpertSource> ResidencyEngine::open(int64_t layer, const int32_t* expert_ids, int64_t count) {
-  std::call_once(started_, [this] { start(); });
-  if (plan_.mode == ResidencyMode::kMapped) return nullptr;
+  if (mode() == ResidencyMode::kMapped) return nullptr;
   if (plan_.mode == ResidencyMode::kPageCache) {
     advise(layer, expert_ids, count);
     return nullptr;
@@ -46,6 +45,11 @@ std::unique_ptr<ExpertSource> ResidencyEngine::open(int64_t layer, const int32_t
   require(::getpid() == process_, "the session was created in process ", process_, ", and its expert cache does not ",
           "live on in process ", ::getpid(), ", which was forked from it: create a session here");
   return std::make_unique<PooledCall>(*this, layer, expert_ids, count);
+}
+
+ResidencyMode ResidencyEngine::mode() {
+  std::call_once(started_, [this] { start(); });
+  return plan_.mode;
 }
 
 void ResidencyEngine::start() {

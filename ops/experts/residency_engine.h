@@ -32,6 +32,9 @@ class ResidencyEngine {
   // The experts of a call of a layer: null in the modes mapped and pagecache. The first call decides the mode.
   std::unique_ptr<ExpertSource> open(int64_t layer, const int32_t* expert_ids, int64_t count);
 
+  // What the options came to. The first question, or call, decides.
+  ResidencyMode mode();
+
   // Another budget, while calls run or not. Throws an Error below what a token needs, or unless the mode is pool.
   void set_budget(const std::string& budget);
 

@@ -90,6 +90,13 @@ ONNX_MOE_API int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* w
 ONNX_MOE_API int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes, int64_t tokens, int64_t slots,
                                        int64_t num_experts, int64_t* order, int64_t* offsets, int64_t* inverse);
 
+/* What keeps the experts of a living session in memory; `session` is its entry onnx_moe.session. `json`: mode, budget
+ * and counters as a JSON object, until this thread's next call. */
+ONNX_MOE_API int onnx_moe_residency(const char* session, const char** json);
+
+/* Another budget for the session's expert cache, as its entry onnx_moe.cache_bytes would say it. */
+ONNX_MOE_API int onnx_moe_set_cache_bytes(const char* session, const char* budget);
+
 /* ---- devices ------------------------------------------------------------------------------------------------ */
 
 /* The GPU that onnx_moe.device = metal would use, for people; NULL when there is none, and onnx_moe_last_error() says
@@ -112,6 +119,7 @@ typedef struct onnx_moe_cache_setup {
   int64_t num_experts;   /* of a layer */
   int64_t capacity;      /* slots, each for one expert */
   int64_t layer_floor;   /* slots that a layer keeps against the needs of others */
+  int64_t share;         /* missing experts of one visit that take slots, those chosen last; -1: all of them */
   int32_t policy;        /* an onnx_moe_cache_policy */
   double decay;          /* of a use, for each later call of its layer: in (0, 1]; decayed LFU */
   const int64_t* pinned; /* keys that go only when nothing else can; NULL when there are none */
@@ -132,6 +140,7 @@ typedef struct onnx_moe_cache_counts {
   int64_t hits; /* hits + misses: distinct experts of each visit, summed */
   int64_t misses;
   int64_t evictions;
+  int64_t bypassed; /* of the misses: those that took no slot */
 } onnx_moe_cache_counts;
 
 /* Replays a trace against a cache, with the decisions that the operators' own cache takes. For each of the trace's

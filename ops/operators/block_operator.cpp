@@ -62,6 +62,7 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
   validate(layout_, sizes.down.rows == kUnknown ? kGroupRows : sizes.down.rows, Activation{});
   const char* const reason = unsupported_layout(layout_);
   placement_ = Placement(info, definition, reason ? reason : unsupported_router(router_, sizes.routed_experts));
+  residency_ = ExpertResidency(info, {kGateUp, kDown}, router_.slots());
 }
 
 void BlockOperator::compute(ort::KernelContext& context) {
@@ -80,7 +81,7 @@ void BlockOperator::compute(ort::KernelContext& context) {
   down.put_shapes(kDown, shapes);
   const Sizes sizes = check_shapes(shapes, format_);
   const MoeBlock block{router_, activation_, precision_, gate_up.as_weights(format_, layout_, sizes.gate_up),
-                       down.as_weights(format_, layout_, sizes.down)};
+                       down.as_weights(format_, layout_, sizes.down), &residency_};
   validate(block, sizes.routed_experts);
 
   Dimensions dimensions = hidden.dimensions();
@@ -103,7 +104,8 @@ void BlockOperator::compute(ort::KernelContext& context) {
                             nullptr};
   const int64_t multiply_adds =
       tokens * router_.slots() * (sizes.gate_up.rows * sizes.gate_up.columns + sizes.down.rows * sizes.down.columns);
-  if (Accelerator* const accelerator = placement_.accelerator(multiply_adds)) {
+  Accelerator* const accelerator = placement_.accelerator(multiply_adds);
+  if (accelerator && residency_.mapped()) {
     return accelerator->moe_block(block, routing, y, placement_.constants());
   }
   moe_block(current_kernel(), block, routing, y, context);

@@ -4,6 +4,7 @@
 #include "core/moe_block.h"
 #include "operators/device.h"
 #include "operators/projection.h"
+#include "operators/residency.h"
 
 namespace onnx_moe {
 
@@ -25,6 +26,7 @@ class BlockOperator final : public OperatorKernel {
   Activation activation_;
   Precision precision_;
   Placement placement_;
+  ExpertResidency residency_;
 };
 
 }  // namespace onnx_moe

@@ -65,6 +65,7 @@ ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo&
   require(sizes.global_scales == 1 || activation_.gated,
           "input global_scale is [E, 2] (gate, up), but gated is 0: use one scale an expert");
   placement_ = Placement(info, definition, unsupported_layout(layout_));
+  residency_ = ExpertResidency(info, {kProjection}, sizes.slots);
 }
 
 void ExpertGemmOperator::compute(ort::KernelContext& context) {
@@ -95,10 +96,11 @@ void ExpertGemmOperator::compute(ort::KernelContext& context) {
                               expert_weights ? expert_weights->as<float>() : nullptr,
                               y};
   const int64_t multiply_adds = input.tokens * sizes.slots * sizes.rows * sizes.columns;
-  if (Accelerator* const accelerator = placement_.accelerator(multiply_adds)) {
+  Accelerator* const accelerator = placement_.accelerator(multiply_adds);
+  if (accelerator && residency_.mapped()) {
     return accelerator->expert_gemm(activation_, weights, input, placement_.constants());
   }
-  expert_gemm(current_kernel(), activation_, weights, input, context);
+  expert_gemm(current_kernel(), activation_, weights, input, &residency_, context);
 }
 
 void ExpertGemmOperator::infer_shapes(const ort::ShapeInference& inference) {

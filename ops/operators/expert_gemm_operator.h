@@ -3,6 +3,7 @@
 
 #include "operators/device.h"
 #include "operators/projection.h"
+#include "operators/residency.h"
 
 namespace onnx_moe {
 
@@ -23,6 +24,7 @@ class ExpertGemmOperator final : public OperatorKernel {
   Activation activation_;
   Precision precision_;
   Placement placement_;
+  ExpertResidency residency_;
 };
 
 }  // namespace onnx_moe

@@ -148,6 +148,12 @@ std::optional<ConstTensor> KernelInfo::constant_input(size_t index) const {
   return ConstTensor(api_, value);
 }
 
+const void* KernelInfo::logger() const {
+  const OrtLogger* logger = nullptr;
+  check(api_, KernelInfo_GetLogger(api_, info_, &logger));
+  return logger;
+}
+
 void KernelInfo::warn(const std::string& message) const { log(2, message); }
 
 void KernelInfo::note(const std::string& message) const { log(1, message); }
