@@ -34,10 +34,10 @@ class CacheSetup:
     capacity: int
     policy: str = "lru"
     layer_floor: int = 0
-    share: int | None = None
     decay: float = 0.95
     pinned: Sequence[int] = ()
     preloaded: Sequence[int] = ()
+    share: int | None = None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ struct CacheSetup {
   ExpertBank bank;
   int64_t capacity;
   int64_t layer_floor;
-  int64_t share;  // missing experts of one call that may take slots, or VisitPlanner::kNoBypass
+  int64_t share;                   // missing experts of one call that may take slots, or VisitPlanner::kNoBypass
   std::vector<int64_t> preloaded;  // keys that hold a slot at the start
 };
 

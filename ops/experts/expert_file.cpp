@@ -20,9 +20,7 @@ int64_t modified_ns(const struct stat& status) {
   return status.st_mtimespec.tv_sec * 1000000000LL + status.st_mtimespec.tv_nsec;
 }
 #else
-int64_t modified_ns(const struct stat& status) {
-  return status.st_mtim.tv_sec * 1000000000LL + status.st_mtim.tv_nsec;
-}
+int64_t modified_ns(const struct stat& status) { return status.st_mtim.tv_sec * 1000000000LL + status.st_mtim.tv_nsec; }
 #endif
 
 struct FreeMemory {
@@ -48,7 +46,7 @@ int open_direct(const std::string& path) {
 ExpertFile::ExpertFile(const FileLocation& mapped, bool direct) : path_(mapped.path) {
   buffered_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
   require(buffered_ >= 0, "cannot open ", path_, ", which holds experts: ", std::strerror(errno));
-  struct stat status {};
+  struct stat status{};
   const bool same = ::fstat(buffered_, &status) == 0 && status.st_ino == mapped.inode;
   if (!same) {
     ::close(buffered_);
@@ -65,10 +63,10 @@ ExpertFile::~ExpertFile() {
 }
 
 void ExpertFile::check_unchanged(int64_t offset) const {
-  struct stat status {};
-  require(::fstat(buffered_, &status) == 0 && status.st_size == size_ && modified_ns(status) == modified_ns_, "reading ",
-          path_, " at offset ", offset, ": the file was written to after the session had opened it; create the session ",
-          "anew");
+  struct stat status{};
+  require(::fstat(buffered_, &status) == 0 && status.st_size == size_ && modified_ns(status) == modified_ns_,
+          "reading ", path_, " at offset ", offset,
+          ": the file was written to after the session had opened it; create the session ", "anew");
 }
 
 void ExpertFile::read(int64_t offset, int64_t bytes, int64_t needed, uint8_t* target) const {

@@ -27,9 +27,9 @@ std::optional<Mapping> parse(const std::string& line) {
   unsigned major_number = 0;
   unsigned minor_number = 0;
   int path_at = 0;
-  const int fields = std::sscanf(line.c_str(), "%" SCNx64 "-%" SCNx64 " %*4s %" SCNx64 " %x:%x %" SCNu64 " %n",
-                                 &mapping.start, &mapping.end, &offset, &major_number, &minor_number,
-                                 &mapping.file.inode, &path_at);
+  const int fields =
+      std::sscanf(line.c_str(), "%" SCNx64 "-%" SCNx64 " %*4s %" SCNx64 " %x:%x %" SCNu64 " %n", &mapping.start,
+                  &mapping.end, &offset, &major_number, &minor_number, &mapping.file.inode, &path_at);
   if (fields != 6 || mapping.file.inode == 0 || path_at == 0) return std::nullopt;
   mapping.file.path = line.substr(static_cast<size_t>(path_at));
   mapping.file.device = makedev(major_number, minor_number);

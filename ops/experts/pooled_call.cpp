@@ -105,8 +105,8 @@ ExpertSet PooledCall::next() {
   for (take_ready(); set_.empty() && !done(); take_ready()) {
     if (awaited_.empty() && next_missing_ < visit_.missing.size()) {
       // The slots that this call holds have been computed with: the next wave.
+      if (!leased_.empty()) ++engine_.statistics_.waves;
       release_all();
-      ++engine_.statistics_.waves;
       admit();
       if (!awaited_.empty()) continue;
     }

@@ -41,10 +41,10 @@ class PooledCall final : public ExpertSource {
   Visit visit_;
   size_t next_missing_ = 0;
   size_t next_bypassing_ = 0;
-  std::vector<int64_t> leased_;    // keys
-  std::vector<int64_t> awaited_;   // of these: not handed out yet
-  std::vector<Staged> loading_;    // in the staging area, not handed out yet
-  std::vector<Staged> computed_;   // handed out with the last set
+  std::vector<int64_t> leased_;   // keys
+  std::vector<int64_t> awaited_;  // of these: not handed out yet
+  std::vector<Staged> loading_;   // in the staging area, not handed out yet
+  std::vector<Staged> computed_;  // handed out with the last set
   std::vector<int32_t> set_;
   std::vector<std::vector<ExpertData>> data_;  // by projection and expert
 };

@@ -110,7 +110,7 @@ void ResidencyEngine::load(int64_t place_index, int64_t key) {
   target.error.clear();
   const std::vector<ReadPiece> pieces =
       layouts_[static_cast<size_t>(bank_.layer_of(key))].pieces(bank_.expert_of(key), target.slot->data());
-  for (const ReadPiece& piece : pieces) statistics_.bytes_read += piece.needed;
+  statistics_.bytes_read += experts_.layers[static_cast<size_t>(bank_.layer_of(key))].expert_bytes();
   readers_->submit(place_index, pieces, Urgency::kDemand);
 }
 
@@ -137,14 +137,16 @@ bool ResidencyEngine::admit(int64_t key) {
 void ResidencyEngine::empty(int64_t place_index) {
   Place& emptied = place(place_index);
   emptied.state = State::kAbsent;
-  if (emptied.slot) free_slots_.push_back(std::move(*emptied.slot));
+  const int64_t kept = residents_->count() + static_cast<int64_t>(free_slots_.size());
+  if (emptied.slot && kept < counts_.capacity + counts_.staging) free_slots_.push_back(std::move(*emptied.slot));
   emptied.slot.reset();
 }
 
 void ResidencyEngine::release(int64_t key) {
   residents_->release(key);
   if (residents_->leased(key)) return;
-  if (place(key).state == State::kFailed) {
+  const bool over_budget = residents_->count() > counts_.capacity;  // it was lowered meanwhile
+  if (place(key).state == State::kFailed || over_budget) {
     residents_->erase(key);
     empty(key);
   }
@@ -152,7 +154,9 @@ void ResidencyEngine::release(int64_t key) {
 }
 
 std::optional<int64_t> ResidencyEngine::free_staging() const {
-  for (int64_t index = bank_.size(); index < bank_.size() + counts_.staging; ++index) {
+  // A call that planned with another budget may need a place where this one has none.
+  const int64_t places = std::max<int64_t>(counts_.staging, 1);
+  for (int64_t index = bank_.size(); index < bank_.size() + places; ++index) {
     if (places_[static_cast<size_t>(index)].state == State::kAbsent) return index;
   }
   return std::nullopt;
@@ -175,10 +179,10 @@ std::string ResidencyEngine::describe(int64_t key, const std::string& error) con
 
 void ResidencyEngine::set_budget(const std::string& budget) {
   const CacheBudget parsed = CacheBudget::parse(budget);
-  const Lock lock(mutex_);
-  require(residents_ != nullptr, "the session has no expert cache ",
-          statistics_.layers.empty() ? "before its first run" : "in its mode, " + std::string(name_of(plan_.mode)),
+  const ResidencyMode current = mode();
+  require(current == ResidencyMode::kPool, "the session has no expert cache in its mode, ", name_of(current),
           ": a budget can be set in the mode pool");
+  const Lock lock(mutex_);
   const int64_t bytes = parsed.resolve(experts_.num_experts() * slot_bytes_, available_memory());
   const SlotCounts counts = divide_budget(bytes, slot_bytes_, experts_);
   plan_.budget_bytes = bytes;
@@ -188,7 +192,7 @@ void ResidencyEngine::set_budget(const std::string& budget) {
   while (residents_->count() > counts.capacity) {
     std::optional<int64_t> victim;
     for (int64_t layer = 0; layer < bank_.layers && !victim; ++layer) victim = residents_->victim(layer);
-    if (!victim) break;  // leased: those go when other experts need their slots
+    if (!victim) break;  // leased: those go when they are released
     residents_->erase(*victim);
     empty(*victim);
     ++statistics_.evictions;
@@ -211,6 +215,8 @@ ResidencyStatistics ResidencyEngine::statistics() const {
   statistics.slot_bytes = slot_bytes_;
   statistics.capacity = counts_.capacity;
   statistics.staging = counts_.staging;
+  statistics.layer_floor = counts_.layer_floor;
+  statistics.share = counts_.share;
   statistics.resident = residents_->count();
   for (int64_t layer = 0; layer < bank_.layers; ++layer) {
     statistics.layers[static_cast<size_t>(layer)].resident = residents_->count(layer);

@@ -29,13 +29,13 @@ constexpr double kKilo = 1000;
 constexpr std::array<std::pair<const char*, double>, 10> kUnits{{{"", 1},
                                                                  {"B", 1},
                                                                  {"KB", kKilo},
-                                                                 {"MB", kKilo* kKilo},
-                                                                 {"GB", kKilo* kKilo* kKilo},
-                                                                 {"TB", kKilo* kKilo* kKilo* kKilo},
+                                                                 {"MB", kKilo * kKilo},
+                                                                 {"GB", kKilo * kKilo * kKilo},
+                                                                 {"TB", kKilo * kKilo * kKilo * kKilo},
                                                                  {"KiB", kKibi},
-                                                                 {"MiB", kKibi* kKibi},
-                                                                 {"GiB", kKibi* kKibi* kKibi},
-                                                                 {"TiB", kKibi* kKibi* kKibi* kKibi}}};
+                                                                 {"MiB", kKibi * kKibi},
+                                                                 {"GiB", kKibi * kKibi * kKibi},
+                                                                 {"TiB", kKibi * kKibi * kKibi * kKibi}}};
 
 // Leaves room for what is not experts: activations, the cache of keys and values, other programs.
 constexpr double kAutomaticShare = 0.7;
@@ -83,10 +83,10 @@ CacheBudget CacheBudget::parse(const std::string& text) {
   const std::string unit = end;
   const auto known = std::find_if(kUnits.begin(), kUnits.end(), [&](const auto& u) { return unit == u.first; });
   const bool percent = unit == "%";
-  require(end != text.c_str() && std::isfinite(budget.value_) && budget.value_ > 0 &&
-              (percent || known != kUnits.end()),
-          "session entry onnx_moe.cache_bytes is '", text,
-          "': use a number of bytes, such as 4GiB, a share of the experts, such as 60%, or auto");
+  require(
+      end != text.c_str() && std::isfinite(budget.value_) && budget.value_ > 0 && (percent || known != kUnits.end()),
+      "session entry onnx_moe.cache_bytes is '", text,
+      "': use a number of bytes, such as 4GiB, a share of the experts, such as 60%, or auto");
   budget.unit_ = percent ? Unit::kPercent : Unit::kBytes;
   budget.value_ *= percent ? 0.01 : known->second;
   return budget;

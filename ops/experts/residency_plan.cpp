@@ -68,8 +68,8 @@ ResidencyPlan make_plan(const ResidencyOptions& options, const ExpertLayers& exp
   const bool fits = plan.budget_bytes >= plan.expert_bytes;
   plan.mode = fits ? ResidencyMode::kMapped : ResidencyMode::kPool;
   plan.reason = "the experts' " + in_words(plan.expert_bytes) + (fits ? " fit into " : " do not fit into ") +
-                (options.budget.automatic() ? "70 % of the memory that is free, " : "onnx_moe.cache_bytes, ") +
-                in_words(plan.budget_bytes);
+                (options.budget.automatic() ? "70 % of the free memory, " + in_words(free_bytes)
+                                            : "onnx_moe.cache_bytes, " + in_words(plan.budget_bytes));
   return plan;
 }
 

@@ -53,7 +53,8 @@ std::string ResidencyStatistics::to_json() const {
   JsonObject object;
   object.add("mode", mode).add("reason", reason).add("policy", policy).add("direct_io", direct_io);
   object.add("expert_bytes", expert_bytes).add("budget_bytes", budget_bytes).add("cycle_bytes", cycle_bytes);
-  object.add("slot_bytes", slot_bytes).add("capacity", capacity).add("staging", staging).add("resident", resident);
+  object.add("slot_bytes", slot_bytes).add("capacity", capacity).add("staging", staging);
+  object.add("layer_floor", layer_floor).add("share", share).add("resident", resident);
   object.add("calls", calls).add("lookups", hits + misses).add("hits", hits).add("misses", misses);
   object.add("bypassed", bypassed).add("joined", joined).add("evictions", evictions).add("waves", waves);
   object.add("bytes_read", bytes_read).add("failed_loads", failed_loads);

@@ -27,6 +27,9 @@ struct ResidencyStatistics {
   int64_t slot_bytes = 0;
   int64_t capacity = 0;  // experts that the cache holds
   int64_t staging = 0;   // slots of experts that bypass it
+  // As in SlotCounts.
+  int64_t layer_floor = 0;
+  int64_t share = 0;
   int64_t resident = 0;
   int64_t calls = 0;
   int64_t hits = 0;

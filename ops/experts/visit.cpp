@@ -16,8 +16,7 @@ VisitPlanner::VisitPlanner(const ExpertBank& bank, int64_t share)
       last_visit_(static_cast<size_t>(bank.size()), 0),
       last_position_(static_cast<size_t>(bank.size())) {}
 
-void VisitPlanner::look_up(ResidentSet& residents, int64_t layer, const int32_t* experts, int64_t count,
-                           Visit& visit) {
+void VisitPlanner::look_up(ResidentSet& residents, int64_t layer, const int32_t* experts, int64_t count, Visit& visit) {
   visit.clear();
   ++visits_;
   residents.begin_visit(layer);
@@ -40,7 +39,8 @@ void VisitPlanner::look_up(ResidentSet& residents, int64_t layer, const int32_t*
 
 void VisitPlanner::keep_the_last(Visit& visit) {
   std::vector<int64_t> positions;
-  for (const VisitedExpert& expert : visit.missing) positions.push_back(last_position_[static_cast<size_t>(expert.key)]);
+  for (const VisitedExpert& expert : visit.missing)
+    positions.push_back(last_position_[static_cast<size_t>(expert.key)]);
   const auto first_kept = positions.end() - share_;
   std::nth_element(positions.begin(), first_kept, positions.end());
   const auto bypasses = [&](const VisitedExpert& expert) {

@@ -80,8 +80,12 @@ void BlockOperator::compute(ort::KernelContext& context) {
   gate_up.put_shapes(kGateUp, shapes);
   down.put_shapes(kDown, shapes);
   const Sizes sizes = check_shapes(shapes, format_);
-  const MoeBlock block{router_, activation_, precision_, gate_up.as_weights(format_, layout_, sizes.gate_up),
-                       down.as_weights(format_, layout_, sizes.down), &residency_};
+  const MoeBlock block{router_,
+                       activation_,
+                       precision_,
+                       gate_up.as_weights(format_, layout_, sizes.gate_up),
+                       down.as_weights(format_, layout_, sizes.down),
+                       &residency_};
   validate(block, sizes.routed_experts);
 
   Dimensions dimensions = hidden.dimensions();

@@ -13,8 +13,8 @@ constexpr int64_t kMostThreads = 64;
 int64_t read_threads(const std::string& text) {
   char* end = nullptr;
   const long long threads = std::strtoll(text.c_str(), &end, 10);
-  require(!text.empty() && *end == '\0' && threads >= 1 && threads <= kMostThreads, "session entry onnx_moe.io_threads ",
-          "is '", text, "': use a number from 1 to ", kMostThreads);
+  require(!text.empty() && *end == '\0' && threads >= 1 && threads <= kMostThreads,
+          "session entry onnx_moe.io_threads ", "is '", text, "': use a number from 1 to ", kMostThreads);
   return threads;
 }
 
@@ -40,9 +40,9 @@ ResidencyOptions read_options(const ort::KernelInfo& info) {
   }
   if (const auto text = read_for_pool(info, "onnx_moe.io_threads", options.mode)) options.threads = read_threads(*text);
   const bool on_device = info.config_entry("onnx_moe.device").value_or("auto") == "metal";
-  require(!on_device || options.mode == ResidencyMode::kAuto || options.mode == ResidencyMode::kMapped, "session entry ",
-          kResidency, " is '", name_of(options.mode), "', but onnx_moe.device = metal takes experts that are mapped: use ",
-          "mapped, or onnx_moe.device = cpu");
+  require(!on_device || options.mode == ResidencyMode::kAuto || options.mode == ResidencyMode::kMapped,
+          "session entry ", kResidency, " is '", name_of(options.mode),
+          "', but onnx_moe.device = metal takes experts that are mapped: use ", "mapped, or onnx_moe.device = cpu");
   if (on_device) options.mode = ResidencyMode::kMapped;
   return options;
 }

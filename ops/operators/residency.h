@@ -1,5 +1,6 @@
-// A node's experts under the session's entries onnx_moe.residency (auto, mapped, pagecache or pool), onnx_moe.cache_bytes,
-// onnx_moe.cache_policy, onnx_moe.direct_io, onnx_moe.io_threads and onnx_moe.session (a name to ask for).
+// A node's experts under the session's entries onnx_moe.residency (auto, mapped, pagecache or pool),
+// onnx_moe.cache_bytes, onnx_moe.cache_policy, onnx_moe.direct_io, onnx_moe.io_threads and onnx_moe.session (a name to
+// ask for).
 #pragma once
 
 #include <memory>
@@ -14,8 +15,8 @@ namespace onnx_moe {
 class ExpertResidency final : public ExpertProvider {
  public:
   ExpertResidency() = default;
-  // top_k: experts of a token, kUnknown where the graph leaves it open. Throws an Error for entries that are none of the
-  // above, or that would do nothing.
+  // top_k: experts of a token, kUnknown where the graph leaves it open. Throws an Error for entries that are none of
+  // the above, or that would do nothing.
   ExpertResidency(const ort::KernelInfo& info, const std::vector<ProjectionInputs>& projections, int64_t top_k);
 
   std::unique_ptr<ExpertSource> open(const int32_t* expert_ids, int64_t count) override;
