@@ -25,10 +25,10 @@ _NO_BYPASS = -1
 class CacheSetup:
     """A cache of `capacity` experts of all layers together, and how it chooses what to give up.
 
-    policy: one of POLICIES. layer_floor: slots that each layer keeps against the others' needs. share: missing experts of one call
-    that take slots, those that were chosen last (None: all of them). decay: of a use, for
+    policy: one of POLICIES. layer_floor: slots that each layer keeps against the others' needs. decay: of a use, for
     each later call of its layer (decayed-lfu). pinned: keys (layer · num_experts + expert) that go last; preloaded:
-    keys that are there at the start.
+    keys that are there at the start. share: missing experts of one call that take slots, those that it chose last
+    (None: all of them).
     """
 
     capacity: int
