@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +15,22 @@ from onnx_moe.errors import LibraryError
 # ONNX Runtime refuses a second registration on the same options, and offers no way to ask for the first.
 _REGISTERED = "onnx_moe.registered"
 
+_session_numbers = itertools.count()
 
-def _is_registered(session_options: onnxruntime.SessionOptions) -> bool:
+
+def config_entry(session_options: onnxruntime.SessionOptions, key: str) -> str | None:
+    """The options' configuration entry; None where it is not set."""
     try:
-        return bool(session_options.get_session_config_entry(_REGISTERED) == "1")
+        return str(session_options.get_session_config_entry(key))
     except RuntimeError:  # ONNX Runtime's answer for an entry that is not there
-        return False
+        return None
+
+
+def name_recording(session_options: onnxruntime.SessionOptions) -> None:
+    """Gives the next session of these options a recording of its own, if it is to record routing at all."""
+    if config_entry(session_options, "onnx_moe.trace") in (None, "off"):
+        return
+    session_options.add_session_config_entry("onnx_moe.trace_name", f"python session {next(_session_numbers)}")
 
 
 def register(session_options: onnxruntime.SessionOptions) -> None:
@@ -27,7 +38,7 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
 
     Raises LibraryError when this ONNX Runtime is too old or the library does not load.
     """
-    if _is_registered(session_options):
+    if config_entry(session_options, _REGISTERED) == "1":
         return
     try:
         session_options.register_custom_ops_library(str(_native.library_path()))
@@ -46,9 +57,11 @@ def InferenceSession(
 ) -> onnxruntime.InferenceSession:
     """An `onnxruntime.InferenceSession` with the plugin registered; arguments as there.
 
-    `sess_options` is registered on in place, so that it can be used again.
+    `sess_options` is registered on in place, so that it can be used again; a session that records routing (entry
+    "onnx_moe.trace") gets a name of its own there, "onnx_moe.trace_name".
     """
     options = sess_options if sess_options is not None else onnxruntime.SessionOptions()
     register(options)
+    name_recording(options)
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     return onnxruntime.InferenceSession(model, options, providers=list(providers), **kwargs)

@@ -52,7 +52,8 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
       format_(read_format(attributes)),
       layout_(read_weight_layout(attributes)),
       activation_(read_activation(attributes)),
-      precision_(read_precision(attributes)) {
+      precision_(read_precision(attributes)),
+      trace_(info) {
   for (const ProjectionInputs& inputs : {kGateUp, kDown}) check_scale_type(info, inputs, format_);
   const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
   if (sizes.routed_experts != kUnknown) validate(router_, sizes.routed_experts);
@@ -87,11 +88,12 @@ void BlockOperator::compute(ort::KernelContext& context) {
   for (size_t i = 0; i + 1 < dimensions.size(); ++i) tokens *= dimensions[i];
   dimensions.back() = sizes.down.rows;
   void* y = context.output(0, dimensions);
+  RoutingTraceEntry::Call call(trace_, hidden.dimensions());
   moe_block(current_kernel(), block,
             {type(), static_cast<ElementType>(gate.type()), type_of(gate_bias), tokens, sizes.gate_up.columns,
              sizes.routed_experts, hidden.data(), gate.data(), gate_bias ? gate_bias->data() : nullptr,
              correction_bias ? correction_bias->as<float>() : nullptr, nullptr, nullptr, nullptr},
-            y, context);
+            trace_.records() ? &call : nullptr, y, context);
 }
 
 void BlockOperator::infer_shapes(const ort::ShapeInference& inference) {

@@ -3,6 +3,7 @@
 
 #include "core/moe_block.h"
 #include "operators/projection.h"
+#include "operators/routing_trace.h"
 
 namespace onnx_moe {
 
@@ -23,6 +24,7 @@ class BlockOperator final : public OperatorKernel {
   WeightLayout layout_;
   Activation activation_;
   Precision precision_;
+  RoutingTraceEntry trace_;
 };
 
 }  // namespace onnx_moe

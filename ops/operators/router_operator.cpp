@@ -49,7 +49,9 @@ RouterAttributes read_router_attributes(const Attributes& attributes) {
 
 RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
                                int type)
-    : OperatorKernel(api, info, definition, type), attributes_(read_router_attributes(Attributes(info, definition))) {
+    : OperatorKernel(api, info, definition, type),
+      attributes_(read_router_attributes(Attributes(info, definition))),
+      trace_(info) {
   const Sizes sizes = check_shapes(declared_shapes(info, definition), info.input_shape(kGateWeight).has_value());
   if (sizes.num_experts != kUnknown) validate(attributes_, sizes.num_experts);
   expect_cpu(info, node_label(info, definition));
@@ -81,6 +83,10 @@ void RouterOperator::compute(ort::KernelContext& context) {
          gate ? gate->data() : nullptr, gate_bias ? gate_bias->data() : nullptr,
          correction_bias ? correction_bias->as<float>() : nullptr, ids, weights, logits},
         context);
+  if (trace_.records()) {
+    RoutingTraceEntry::Call(trace_, hidden.dimensions())
+        .routed({ids, weights, tokens, attributes_.slots(), attributes_.top_k, sizes.num_experts});
+  }
 }
 
 void RouterOperator::infer_shapes(const ort::ShapeInference& inference) {

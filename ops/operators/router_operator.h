@@ -3,6 +3,7 @@
 
 #include "core/router.h"
 #include "operators/operator_kernel.h"
+#include "operators/routing_trace.h"
 
 namespace onnx_moe {
 
@@ -19,6 +20,7 @@ class RouterOperator final : public OperatorKernel {
   void compute(ort::KernelContext& context) override;
 
   RouterAttributes attributes_;
+  RoutingTraceEntry trace_;
 };
 
 }  // namespace onnx_moe
