@@ -127,6 +127,36 @@ class CacheCounts(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int64) for name in ("hits", "misses", "evictions", "bypassed"))
 
 
+class RecordedCalls(ctypes.Structure):
+    """onnx_moe_recorded_calls."""
+
+    _fields_ = (
+        ("num_layers", ctypes.c_int64),
+        ("num_calls", ctypes.c_int64),
+        ("dropped_calls", ctypes.c_int64),
+        ("layers", ctypes.c_void_p),
+        ("phases", ctypes.c_void_p),
+        ("requests", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("experts", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+    )
+
+
+class RecordedLayer(ctypes.Structure):
+    """onnx_moe_recorded_layer."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("num_experts", ctypes.c_int64),
+        ("top_k", ctypes.c_int64),
+        ("calls", ctypes.c_int64 * 2),
+        ("tokens", ctypes.c_int64 * 2),
+        ("counts", ctypes.c_void_p * 2),
+        ("mass", ctypes.c_void_p * 2),
+    )
+
+
 #: onnx_moe_type, onnx_moe_weight_layout, onnx_moe_format and onnx_moe_scale_rule.
 ELEMENT_TYPES = {"float": 1, "float16": 10, "bfloat16": 16}
 WEIGHT_LAYOUTS = {"rows": 0, "interleaved": 1}
@@ -159,6 +189,15 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
             ctypes.c_void_p,
             ctypes.c_void_p,
         ),
+    ),
+    "onnx_moe_recording_label": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_int32, ctypes.c_int32)),
+    "onnx_moe_recording_clear": (ctypes.c_int, (ctypes.c_char_p,)),
+    "onnx_moe_recording_take": (ctypes.c_int, (ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p))),
+    "onnx_moe_recording_free": (None, (ctypes.c_void_p,)),
+    "onnx_moe_recording_calls": (None, (ctypes.c_void_p, ctypes.POINTER(RecordedCalls))),
+    "onnx_moe_recording_layer": (
+        ctypes.c_int,
+        (ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(RecordedLayer)),
     ),
     "onnx_moe_simulate_cache": (
         ctypes.c_int,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,12 +18,22 @@ _REGISTERED = "onnx_moe.registered"
 #: Session entry: the name under which the plugin knows a session.
 SESSION_NAME = "onnx_moe.session"
 
+_session_numbers = itertools.count()
 
-def _is_registered(session_options: onnxruntime.SessionOptions) -> bool:
+
+def config_entry(session_options: onnxruntime.SessionOptions, key: str) -> str | None:
+    """The options' configuration entry; None where it is not set."""
     try:
-        return bool(session_options.get_session_config_entry(_REGISTERED) == "1")
+        return str(session_options.get_session_config_entry(key))
     except RuntimeError:  # ONNX Runtime's answer for an entry that is not there
-        return False
+        return None
+
+
+def _name_session(session_options: onnxruntime.SessionOptions) -> None:
+    name = f"python session {next(_session_numbers)}"
+    session_options.add_session_config_entry(SESSION_NAME, name)
+    if config_entry(session_options, "onnx_moe.trace") not in (None, "off"):
+        session_options.add_session_config_entry("onnx_moe.trace_name", name)
 
 
 def register(session_options: onnxruntime.SessionOptions) -> None:
@@ -31,7 +41,7 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
 
     Raises LibraryError when this ONNX Runtime is too old or the library does not load.
     """
-    if _is_registered(session_options):
+    if config_entry(session_options, _REGISTERED) == "1":
         return
     try:
         session_options.register_custom_ops_library(str(_native.library_path()))
@@ -50,11 +60,11 @@ def InferenceSession(
 ) -> onnxruntime.InferenceSession:
     """An `onnxruntime.InferenceSession` with the plugin registered; arguments as there.
 
-    `sess_options` is registered on in place, so that it can be used again; its entry "onnx_moe.session" becomes the new
-    session's name.
+    `sess_options` is registered on in place, so that it can be used again; the new session's name goes there, into the
+    entry "onnx_moe.session", and, where it records routing ("onnx_moe.trace"), into "onnx_moe.trace_name".
     """
     options = sess_options if sess_options is not None else onnxruntime.SessionOptions()
     register(options)
-    options.add_session_config_entry(SESSION_NAME, uuid.uuid4().hex)
+    _name_session(options)
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     return onnxruntime.InferenceSession(model, options, providers=list(providers), **kwargs)

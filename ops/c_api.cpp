@@ -14,6 +14,7 @@
 #include "core/router.h"
 #include "experts/cache_simulator.h"
 #include "experts/residency_registry.h"
+#include "experts/routing_recorder.h"
 #include "kernels/registry.h"
 #include "onnx_moe.h"
 
@@ -99,6 +100,12 @@ std::unique_ptr<CachePolicy> cache_policy(const onnx_moe_cache_setup& setup, con
 
 }  // namespace onnx_moe
 
+struct onnx_moe_recording {
+  std::vector<onnx_moe::RecordedLayer> layers;
+  onnx_moe::RecordedCalls calls;
+  int64_t dropped_calls = 0;
+};
+
 using onnx_moe::guarded;
 
 const char* onnx_moe_version(void) { return ONNX_MOE_VERSION; }
@@ -152,6 +159,57 @@ int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes, int64_t toke
       onnx_moe::group_tokens_by_expert(ids, tokens * slots, slots, num_experts, order, offsets, inverse);
     };
     id_bytes == 4 ? group(static_cast<const int32_t*>(expert_ids)) : group(static_cast<const int64_t*>(expert_ids));
+  });
+}
+
+int onnx_moe_recording_label(const char* name, int32_t phase, int32_t request) {
+  return guarded([&] { onnx_moe::find_recorder(name)->label(phase, request); });
+}
+
+int onnx_moe_recording_clear(const char* name) {
+  return guarded([&] { onnx_moe::find_recorder(name)->clear(); });
+}
+
+int onnx_moe_recording_take(const char* name, onnx_moe_recording** out) {
+  return guarded([&] {
+    auto recording = std::make_unique<onnx_moe_recording>();
+    onnx_moe::find_recorder(name)->read(
+        [&](const std::vector<const onnx_moe::RecordedLayer*>& layers, const auto& calls, int64_t dropped) {
+          for (const onnx_moe::RecordedLayer* layer : layers) recording->layers.push_back(*layer);
+          recording->calls = calls;
+          recording->dropped_calls = dropped;
+        });
+    *out = recording.release();
+  });
+}
+
+void onnx_moe_recording_free(onnx_moe_recording* recording) { std::unique_ptr<onnx_moe_recording>(recording).reset(); }
+
+void onnx_moe_recording_calls(const onnx_moe_recording* recording, onnx_moe_recorded_calls* out) {
+  const onnx_moe::RecordedCalls& calls = recording->calls;
+  *out = {static_cast<int64_t>(recording->layers.size()),
+          static_cast<int64_t>(calls.layers.size()),
+          recording->dropped_calls,
+          calls.layers.data(),
+          calls.phases.data(),
+          calls.requests.data(),
+          calls.offsets.data(),
+          calls.experts.data(),
+          calls.weights.data()};
+}
+
+int onnx_moe_recording_layer(const onnx_moe_recording* recording, int64_t layer, onnx_moe_recorded_layer* out) {
+  return guarded([&] {
+    const auto layers = static_cast<int64_t>(recording->layers.size());
+    onnx_moe::require(layer >= 0 && layer < layers, "layer ", layer, " is not recorded: there are ", layers);
+    const onnx_moe::RecordedLayer& recorded = recording->layers[static_cast<size_t>(layer)];
+    *out = {recorded.name.c_str(), recorded.num_experts, recorded.top_k, {}, {}, {}, {}};
+    for (int phase = 0; phase < onnx_moe::kPhases; ++phase) {
+      out->calls[phase] = recorded.calls[phase];
+      out->tokens[phase] = recorded.tokens[phase];
+      out->counts[phase] = recorded.counts[phase].data();
+      out->mass[phase] = recorded.mass[phase].data();
+    }
   });
 }
 

@@ -10,7 +10,7 @@ import onnxruntime
 
 from onnx_moe import _native
 from onnx_moe.errors import InvalidInputError
-from onnx_moe.session import SESSION_NAME
+from onnx_moe.session import SESSION_NAME, config_entry
 
 
 class CacheEngine:
@@ -43,11 +43,10 @@ def engine(session: onnxruntime.InferenceSession) -> CacheEngine:
 
     Raises InvalidInputError for another session, whose SessionOptions lack the entry onnx_moe.session.
     """
-    try:
-        name = session.get_session_options().get_session_config_entry(SESSION_NAME)
-    except RuntimeError:  # ONNX Runtime's answer for an entry that is not there
+    name = config_entry(session.get_session_options(), SESSION_NAME)
+    if name is None:
         raise InvalidInputError(
             f"the session has no entry {SESSION_NAME}: create it with onnx_moe.InferenceSession, or add the entry to "
             "its SessionOptions with a name of its own."
-        ) from None
+        )
     return CacheEngine(name)

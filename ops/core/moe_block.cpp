@@ -18,7 +18,8 @@ void validate(const MoeBlock& block, int64_t routed_experts) {
           " columns, but gate_up_weights gives rows of ", intermediate_size);
 }
 
-void moe_block(const Kernel& kernel, const MoeBlock& block, const RouterInput& routing, void* y, Host& host) {
+void moe_block(const Kernel& kernel, const MoeBlock& block, const RouterInput& routing, RoutingSink* sink, void* y,
+               Host& host) {
   const int64_t slots = block.router.slots();
   const int64_t assignments = routing.tokens * slots;
   if (assignments == 0) return;
@@ -28,6 +29,10 @@ void moe_block(const Kernel& kernel, const MoeBlock& block, const RouterInput& r
   router.expert_ids = expert_ids.data();
   router.expert_weights = expert_weights.data();
   route(kernel, block.router, router, host);
+  if (sink) {
+    sink->routed(
+        {router.expert_ids, router.expert_weights, routing.tokens, slots, block.router.top_k, routing.num_experts});
+  }
 
   const ExpertGroups groups(expert_ids.data(), routing.tokens, slots, block.gate_up.num_experts, host);
   const auto value_bytes = static_cast<int64_t>(element_size(routing.type));

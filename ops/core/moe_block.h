@@ -3,6 +3,7 @@
 
 #include "core/expert_gemm.h"
 #include "core/router.h"
+#include "core/routing_sink.h"
 
 namespace onnx_moe {
 
@@ -19,7 +20,9 @@ struct MoeBlock {
 void validate(const MoeBlock& block, int64_t routed_experts);
 
 // `routing` is the router's input; its outputs are this call's scratch, so it leaves them null. y: [tokens, M] in the
-// type of the hidden states. The same bytes as the router and both projections one after the other.
-void moe_block(const Kernel& kernel, const MoeBlock& block, const RouterInput& routing, void* y, Host& host);
+// type of the hidden states. The same bytes as the router and both projections one after the other. `sink` (may be
+// null) learns what the router chose.
+void moe_block(const Kernel& kernel, const MoeBlock& block, const RouterInput& routing, RoutingSink* sink, void* y,
+               Host& host);
 
 }  // namespace onnx_moe

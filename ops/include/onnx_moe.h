@@ -1,8 +1,8 @@
 /* onnx-moe: the C API of the plugin library.
  *
  * The library registers its operators with ONNX Runtime through RegisterCustomOps. The functions below serve
- * everything else: choosing a kernel, the FP4 codec, dispatch, caching, and the operators' arithmetic without ONNX
- * Runtime.
+ * everything else: choosing a kernel, the FP4 codec, dispatch, recording, caching, and the operators' arithmetic
+ * without ONNX Runtime.
  *
  * Every function that can fail returns 0 on success; otherwise onnx_moe_last_error() holds one sentence, for the
  * calling thread, until that thread's next call. All functions may be called from any thread.
@@ -90,18 +90,48 @@ ONNX_MOE_API int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* w
 ONNX_MOE_API int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes, int64_t tokens, int64_t slots,
                                        int64_t num_experts, int64_t* order, int64_t* offsets, int64_t* inverse);
 
-/* What keeps the experts of a living session in memory; `session` is its entry onnx_moe.session. `json`: mode, budget
- * and counters as a JSON object, until this thread's next call. */
-ONNX_MOE_API int onnx_moe_residency(const char* session, const char** json);
+/* ---- recording routing ---------------------------------------------------------------------------------------- */
 
-/* Another budget for the session's expert cache, as its entry onnx_moe.cache_bytes would say it. */
-ONNX_MOE_API int onnx_moe_set_cache_bytes(const char* session, const char* budget);
+/* Sessions with the configuration entry onnx_moe.trace = counters or full record what their routers choose, under the
+ * name of the entry onnx_moe.trace_name ("default"), for as long as they live. Full recording keeps each call, up to
+ * onnx_moe.trace_limit expert ids; later calls are counted only. Shared experts are left out. */
 
-/* ---- devices ------------------------------------------------------------------------------------------------ */
+/* Later calls belong to `request` and to `phase`: 0 prefill, 1 decode, -1 by the shape of each call (it decodes when
+ * its sequences, of hidden states [..., sequence, H], are 1 long). Without a label: -1 and request 0. */
+ONNX_MOE_API int onnx_moe_recording_label(const char* name, int32_t phase, int32_t request);
 
-/* The GPU that onnx_moe.device = metal would use, for people; NULL when there is none, and onnx_moe_last_error() says
-   why. */
-ONNX_MOE_API const char* onnx_moe_device(void);
+ONNX_MOE_API int onnx_moe_recording_clear(const char* name);
+
+/* A copy of what is recorded so far. */
+typedef struct onnx_moe_recording onnx_moe_recording;
+ONNX_MOE_API int onnx_moe_recording_take(const char* name, onnx_moe_recording** out);
+ONNX_MOE_API void onnx_moe_recording_free(onnx_moe_recording* recording);
+
+/* Layers are numbered in the order of their first calls. Pointers live as long as the recording. */
+typedef struct onnx_moe_recorded_calls {
+  int64_t num_layers;
+  int64_t num_calls; /* 0 unless onnx_moe.trace is full */
+  int64_t dropped_calls;
+  const int32_t* layers;   /* [num_calls] */
+  const uint8_t* phases;   /* [num_calls]: 0 prefill, 1 decode */
+  const int32_t* requests; /* [num_calls] */
+  const int64_t* offsets;  /* [num_calls + 1] into the two below */
+  const int32_t* experts;  /* [tokens, top_k] of each call */
+  const float* weights;    /* likewise */
+} onnx_moe_recorded_calls;
+ONNX_MOE_API void onnx_moe_recording_calls(const onnx_moe_recording* recording, onnx_moe_recorded_calls* out);
+
+typedef struct onnx_moe_recorded_layer {
+  const char* name; /* of the node */
+  int64_t num_experts;
+  int64_t top_k;
+  int64_t calls[2]; /* by phase, as the next three */
+  int64_t tokens[2];
+  const int64_t* counts[2]; /* [num_experts]: how often each was chosen */
+  const double* mass[2];    /* [num_experts]: the sum of its weights */
+} onnx_moe_recorded_layer;
+ONNX_MOE_API int onnx_moe_recording_layer(const onnx_moe_recording* recording, int64_t layer,
+                                          onnx_moe_recorded_layer* out);
 
 /* ---- caching experts ---------------------------------------------------------------------------------------- */
 
@@ -148,6 +178,19 @@ typedef struct onnx_moe_cache_counts {
  * key that gave up its slot, or -1. */
 ONNX_MOE_API int onnx_moe_simulate_cache(const onnx_moe_cache_setup* setup, const onnx_moe_routing_trace* trace,
                                          onnx_moe_cache_counts* counts, uint8_t* outcomes, int64_t* evicted);
+
+/* What keeps the experts of a living session in memory; `session` is its entry onnx_moe.session. `json`: mode, budget
+ * and counters as a JSON object, until this thread's next call. */
+ONNX_MOE_API int onnx_moe_residency(const char* session, const char** json);
+
+/* Another budget for the session's expert cache, as its entry onnx_moe.cache_bytes would say it. */
+ONNX_MOE_API int onnx_moe_set_cache_bytes(const char* session, const char* budget);
+
+/* ---- devices ------------------------------------------------------------------------------------------------ */
+
+/* The GPU that onnx_moe.device = metal would use, for people; NULL when there is none, and onnx_moe_last_error() says
+   why. */
+ONNX_MOE_API const char* onnx_moe_device(void);
 
 /* ---- the operators, without ONNX Runtime -------------------------------------------------------------------- */
 

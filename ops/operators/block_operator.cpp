@@ -52,7 +52,8 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
       format_(read_format(attributes)),
       layout_(read_weight_layout(attributes)),
       activation_(read_activation(attributes)),
-      precision_(read_precision(attributes)) {
+      precision_(read_precision(attributes)),
+      trace_(info) {
   for (const ProjectionInputs& inputs : {kGateUp, kDown}) check_scale_type(info, inputs, format_);
   const Sizes sizes = check_shapes(declared_shapes(info, definition), format_);
   if (sizes.routed_experts != kUnknown) validate(router_, sizes.routed_experts);
@@ -109,10 +110,12 @@ void BlockOperator::compute(ort::KernelContext& context) {
   const int64_t multiply_adds =
       tokens * router_.slots() * (sizes.gate_up.rows * sizes.gate_up.columns + sizes.down.rows * sizes.down.columns);
   Accelerator* const accelerator = placement_.accelerator(multiply_adds);
-  if (accelerator && residency_.mapped()) {
+  // Recording reads the choices, which a device's block keeps to itself.
+  if (accelerator && residency_.mapped() && !trace_.records()) {
     return accelerator->moe_block(block, routing, y, placement_.constants());
   }
-  moe_block(current_kernel(), block, routing, y, context);
+  RoutingTraceEntry::Call call(trace_, hidden.dimensions());
+  moe_block(current_kernel(), block, routing, trace_.records() ? &call : nullptr, y, context);
 }
 
 void BlockOperator::infer_shapes(const ort::ShapeInference& inference) {

@@ -5,6 +5,7 @@
 #include "operators/device.h"
 #include "operators/projection.h"
 #include "operators/residency.h"
+#include "operators/routing_trace.h"
 
 namespace onnx_moe {
 
@@ -27,6 +28,7 @@ class BlockOperator final : public OperatorKernel {
   Precision precision_;
   Placement placement_;
   ExpertResidency residency_;
+  RoutingTraceEntry trace_;
 };
 
 }  // namespace onnx_moe

@@ -36,7 +36,9 @@ Sizes check_shapes(const InputShapes& shapes, bool has_gate) {
 
 RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, const OperatorDefinition& definition,
                                int type)
-    : OperatorKernel(api, info, definition, type), attributes_(read_router_attributes(Attributes(info, definition))) {
+    : OperatorKernel(api, info, definition, type),
+      attributes_(read_router_attributes(Attributes(info, definition))),
+      trace_(info) {
   const Sizes sizes = check_shapes(declared_shapes(info, definition), info.input_shape(kGateWeight).has_value());
   if (sizes.num_experts != kUnknown) validate(attributes_, sizes.num_experts);
   placement_ = Placement(info, definition, unsupported_router(attributes_, sizes.num_experts));
@@ -78,9 +80,14 @@ void RouterOperator::compute(ort::KernelContext& context) {
                           logits};
   const int64_t multiply_adds = gate ? tokens * sizes.num_experts * sizes.hidden_size : 0;
   if (Accelerator* const accelerator = placement_.accelerator(multiply_adds)) {
-    return accelerator->route(attributes_, input, placement_.constants());
+    accelerator->route(attributes_, input, placement_.constants());
+  } else {
+    route(current_kernel(), attributes_, input, context);
   }
-  route(current_kernel(), attributes_, input, context);
+  if (trace_.records()) {
+    RoutingTraceEntry::Call(trace_, hidden.dimensions())
+        .routed({ids, weights, tokens, attributes_.slots(), attributes_.top_k, sizes.num_experts});
+  }
 }
 
 void RouterOperator::infer_shapes(const ort::ShapeInference& inference) {

@@ -3,6 +3,7 @@
 
 #include "core/router.h"
 #include "operators/device.h"
+#include "operators/routing_trace.h"
 
 namespace onnx_moe {
 
@@ -18,6 +19,7 @@ class RouterOperator final : public OperatorKernel {
 
   RouterAttributes attributes_;
   Placement placement_;
+  RoutingTraceEntry trace_;
 };
 
 }  // namespace onnx_moe
