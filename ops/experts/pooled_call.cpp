@@ -49,13 +49,14 @@ PooledCall::PooledCall(ResidencyEngine& engine, int64_t layer, const int32_t* ex
 
 PooledCall::~PooledCall() {
   ResidencyEngine::Lock lock(engine_.mutex_);
+  // A call that ends early: reads cannot be called back, and those that fail are to be over before the next call.
+  const auto loading = [&](int64_t place) { return engine_.place(place).state == State::kLoading; };
+  engine_.changed_.wait(lock, [&] {
+    return std::none_of(awaited_.begin(), awaited_.end(), loading) &&
+           std::none_of(loading_.begin(), loading_.end(), [&](const Staged& staged) { return loading(staged.place); });
+  });
   release_all();
   free_computed();
-  // Reads into the staging area cannot be called back.
-  engine_.changed_.wait(lock, [&] {
-    return std::all_of(loading_.begin(), loading_.end(),
-                       [&](const Staged& staged) { return engine_.place(staged.place).state != State::kLoading; });
-  });
   for (const Staged& staged : loading_) engine_.empty(staged.place);
   engine_.changed_.notify_all();
 }
