@@ -147,7 +147,7 @@ void PooledCall::take_ready() {
 void PooledCall::hand_out(int64_t place, int64_t key) {
   const int64_t expert = engine_.bank_.expert_of(key);
   const RecordLayout& layout = engine_.layouts_[static_cast<size_t>(layer_)];
-  const uint8_t* const slot = engine_.place(place).slot->data();
+  const uint8_t* const slot = engine_.place(place).slot;
   for (size_t projection = 0; projection < data_.size(); ++projection) {
     data_[projection][static_cast<size_t>(expert)] = layout.in_slot(projection, expert, slot);
   }

@@ -1,9 +1,6 @@
 #include "experts/record_layout.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <new>
 #include <utility>
 
 namespace onnx_moe {
@@ -76,22 +73,6 @@ std::vector<ReadPiece> RecordLayout::pieces(int64_t expert, uint8_t* slot) const
 ExpertData RecordLayout::in_slot(size_t projection, int64_t expert, const uint8_t* slot) const {
   const auto start = [&](const Part& part) { return slot + part.in_slot + part.begin(expert) % kPage; };
   return {start(parts_[2 * projection]), start(parts_[2 * projection + 1])};
-}
-
-Slot::Slot(int64_t bytes)
-    : memory_(::mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)),
-      bytes_(bytes) {
-  if (memory_ == MAP_FAILED) throw std::bad_alloc();
-}
-
-Slot::~Slot() {
-  if (memory_) ::munmap(memory_, static_cast<size_t>(bytes_));
-}
-
-Slot& Slot::operator=(Slot&& other) noexcept {
-  std::swap(memory_, other.memory_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
 }
 
 }  // namespace onnx_moe

@@ -40,19 +40,4 @@ class RecordLayout {
   std::vector<Part> parts_;  // codes and scales of each projection
 };
 
-// Page-aligned memory of one expert.
-class Slot {
- public:
-  explicit Slot(int64_t bytes);
-  ~Slot();
-  Slot(Slot&& other) noexcept : memory_(other.memory_), bytes_(other.bytes_) { other.memory_ = nullptr; }
-  Slot& operator=(Slot&& other) noexcept;
-
-  uint8_t* data() const { return static_cast<uint8_t*>(memory_); }
-
- private:
-  void* memory_;
-  int64_t bytes_;
-};
-
 }  // namespace onnx_moe

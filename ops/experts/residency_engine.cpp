@@ -76,6 +76,7 @@ void ResidencyEngine::start_pool(const ResidencyPlan& plan) {
   residents_ = std::make_unique<ResidentSet>(bank_, counts_.capacity, counts_.layer_floor, make_policy());
   planner_ = std::make_unique<VisitPlanner>(bank_, counts_.share);
   places_.resize(static_cast<size_t>(bank_.size() + kMostStaging));
+  slots_ = std::make_unique<SlotArena>(slot_bytes_);
   readers_ = std::make_unique<ReaderPool>(
       options_.threads, [this](int64_t place_index, const std::string& error) { finished(place_index, error); });
 }
@@ -100,16 +101,11 @@ void ResidencyEngine::advise(int64_t layer, const int32_t* expert_ids, int64_t c
 
 void ResidencyEngine::load(int64_t place_index, int64_t key) {
   Place& target = place(place_index);
-  if (free_slots_.empty()) {
-    target.slot.emplace(slot_bytes_);
-  } else {
-    target.slot.emplace(std::move(free_slots_.back()));
-    free_slots_.pop_back();
-  }
+  target.slot = slots_->take();
   target.state = State::kLoading;
   target.error.clear();
   const std::vector<ReadPiece> pieces =
-      layouts_[static_cast<size_t>(bank_.layer_of(key))].pieces(bank_.expert_of(key), target.slot->data());
+      layouts_[static_cast<size_t>(bank_.layer_of(key))].pieces(bank_.expert_of(key), target.slot);
   statistics_.bytes_read += experts_.layers[static_cast<size_t>(bank_.layer_of(key))].expert_bytes();
   readers_->submit(place_index, pieces, Urgency::kDemand);
 }
@@ -137,9 +133,9 @@ bool ResidencyEngine::admit(int64_t key) {
 void ResidencyEngine::empty(int64_t place_index) {
   Place& emptied = place(place_index);
   emptied.state = State::kAbsent;
-  const int64_t kept = residents_->count() + static_cast<int64_t>(free_slots_.size());
-  if (emptied.slot && kept < counts_.capacity + counts_.staging) free_slots_.push_back(std::move(*emptied.slot));
-  emptied.slot.reset();
+  const int64_t with_pages = residents_->count() + slots_->kept();
+  if (emptied.slot) slots_->give_back(emptied.slot, with_pages < counts_.capacity + counts_.staging);
+  emptied.slot = nullptr;
 }
 
 void ResidencyEngine::release(int64_t key) {
@@ -197,7 +193,7 @@ void ResidencyEngine::set_budget(const std::string& budget) {
     empty(*victim);
     ++statistics_.evictions;
   }
-  free_slots_.clear();
+  slots_->drop_kept();
 }
 
 ResidencyStatistics ResidencyEngine::statistics() const {

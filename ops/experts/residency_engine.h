@@ -15,6 +15,7 @@
 #include "experts/record_layout.h"
 #include "experts/residency_plan.h"
 #include "experts/residency_statistics.h"
+#include "experts/slot_arena.h"
 #include "experts/visit.h"
 
 namespace onnx_moe {
@@ -47,7 +48,7 @@ class ResidencyEngine {
   // A place for an expert: of a key of the bank, or one of the staging area, which follow them.
   struct Place {
     State state = State::kAbsent;
-    std::optional<Slot> slot;
+    uint8_t* slot = nullptr;
     std::string error;
   };
 
@@ -87,7 +88,7 @@ class ResidencyEngine {
   std::unique_ptr<ResidentSet> residents_;
   std::unique_ptr<VisitPlanner> planner_;
   std::vector<Place> places_;
-  std::vector<Slot> free_slots_;
+  std::unique_ptr<SlotArena> slots_;
   ResidencyStatistics statistics_;
   std::unique_ptr<ReaderPool> readers_;  // last, so that its threads end first: they use all of the above
 };
