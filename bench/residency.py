@@ -91,8 +91,8 @@ def main(
         table.add_row("mapped", "", "", f"{mapped.tokens_per_second:.2f}", *[""] * 6)
         console.print(table)
         console.print(
-            f"{layers} layers x {EXPERTS} experts of {EXPERT_BYTES / 1e6:.2f} MB, top-{TOP_K}; the disk's rate is the best "
-            f"so far of {READERS} direct readers of whole experts."
+            f"{layers} layers x {EXPERTS} experts of {EXPERT_BYTES / 1e6:.2f} MB, top-{TOP_K}; the disk gives the best "
+            f"that {READERS} direct readers of whole experts have had so far."
         )
 
 

@@ -1,6 +1,7 @@
 // Page-aligned memory for experts, a slot for each.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
