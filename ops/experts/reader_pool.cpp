@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <exception>
-#include <memory>
 #include <utility>
 
 namespace onnx_moe {
@@ -15,33 +14,19 @@ ReaderPool::~ReaderPool() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
-    demand_.clear();
-    speculative_.clear();
+    queue_.clear();
   }
   wake_.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ReaderPool::submit(int64_t load, const std::vector<ReadPiece>& pieces, Urgency urgency) {
+void ReaderPool::submit(int64_t load, const std::vector<ReadPiece>& pieces) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     loads_.push_back(std::make_unique<Load>(Load{load, pieces.size(), {}}));
-    std::deque<Task>& queue = urgency == Urgency::kDemand ? demand_ : speculative_;
-    for (const ReadPiece& piece : pieces) queue.push_back({piece, loads_.back().get()});
+    for (const ReadPiece& piece : pieces) queue_.push_back({piece, loads_.back().get()});
   }
   wake_.notify_all();
-}
-
-void ReaderPool::promote(int64_t load) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  const auto of_load = [&](const Task& task) { return task.load->number == load; };
-  std::copy_if(speculative_.begin(), speculative_.end(), std::back_inserter(demand_), of_load);
-  speculative_.erase(std::remove_if(speculative_.begin(), speculative_.end(), of_load), speculative_.end());
-}
-
-bool ReaderPool::demand_is_waiting() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return !demand_.empty();
 }
 
 void ReaderPool::work() {
@@ -49,11 +34,10 @@ void ReaderPool::work() {
     Task task;
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return stopping_ || !demand_.empty() || !speculative_.empty(); });
+      wake_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
       if (stopping_) return;
-      std::deque<Task>& queue = demand_.empty() ? speculative_ : demand_;
-      task = queue.front();
-      queue.pop_front();
+      task = queue_.front();
+      queue_.pop_front();
     }
     std::string error;
     try {

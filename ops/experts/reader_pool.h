@@ -1,10 +1,11 @@
-// Threads that read experts: what calls wait for first, guesses after it.
+// Threads that read experts.
 #pragma once
 
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -23,8 +24,6 @@ struct ReadPiece {
   uint8_t* target;
 };
 
-enum class Urgency { kDemand, kSpeculative };
-
 class ReaderPool {
  public:
   // Called by a reader when the last piece of a load has been read, with the first error, or an empty text.
@@ -37,11 +36,7 @@ class ReaderPool {
   ReaderPool& operator=(const ReaderPool&) = delete;
 
   // `load`: the caller's number for it, of no other load under way.
-  void submit(int64_t load, const std::vector<ReadPiece>& pieces, Urgency urgency);
-  // A guess that turned out to be needed.
-  void promote(int64_t load);
-  // Whether a call waits for anything that no reader has begun.
-  bool demand_is_waiting() const;
+  void submit(int64_t load, const std::vector<ReadPiece>& pieces);
 
  private:
   struct Load {
@@ -58,10 +53,9 @@ class ReaderPool {
   void finish(Load* load, const std::string& error);
 
   Done done_;
-  mutable std::mutex mutex_;
+  std::mutex mutex_;
   std::condition_variable wake_;
-  std::deque<Task> demand_;
-  std::deque<Task> speculative_;
+  std::deque<Task> queue_;
   std::vector<std::unique_ptr<Load>> loads_;
   bool stopping_ = false;
   std::vector<std::thread> threads_;

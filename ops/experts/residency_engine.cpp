@@ -107,7 +107,7 @@ void ResidencyEngine::load(int64_t place_index, int64_t key) {
   const std::vector<ReadPiece> pieces =
       layouts_[static_cast<size_t>(bank_.layer_of(key))].pieces(bank_.expert_of(key), target.slot);
   statistics_.bytes_read += experts_.layers[static_cast<size_t>(bank_.layer_of(key))].expert_bytes();
-  readers_->submit(place_index, pieces, Urgency::kDemand);
+  readers_->submit(place_index, pieces);
 }
 
 bool ResidencyEngine::admit(int64_t key) {

@@ -14,8 +14,8 @@ struct LayerResidency {
   int64_t resident = 0;
 };
 
-// A lookup is one distinct expert of one call: hits + misses = lookups. Bytes that were read = Σ loads of misses × the
-// bytes of an expert + speculative_bytes, unless a load failed or two calls missed the same expert at once (joined).
+// A lookup is one distinct expert of one call: hits + misses = lookups. Bytes that were read = Σ (misses − joined) ×
+// the bytes of an expert.
 struct ResidencyStatistics {
   std::string mode;    // mapped, pagecache or pool
   std::string reason;  // why this one
