@@ -14,7 +14,6 @@ namespace onnx_moe {
 namespace {
 
 constexpr double kDecay = 0.95;  // halves a use in about 14 tokens
-constexpr int64_t kMostStaging = 8;
 
 const char* name_of(EvictionPolicy policy) { return policy == EvictionPolicy::kLru ? "lru" : "decayed-lfu"; }
 

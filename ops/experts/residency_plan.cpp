@@ -11,8 +11,6 @@ namespace {
 
 // Left to everything else when the budget is automatic.
 constexpr int64_t kMemoryFloor = 1536LL * 1024 * 1024;
-// Read, and waiting to be computed: enough for the readers to go on meanwhile.
-constexpr int64_t kMostStaging = 8;
 constexpr int64_t kStagingShare = 16;  // of all slots
 
 // Half of the memory: a second copy in the page cache would not fit beside the budget.

@@ -33,6 +33,9 @@ struct ExpertLayers {
 // slot_bytes: of a slot that any expert fits into. Throws an Error when the options ask for what cannot be.
 ResidencyPlan make_plan(const ResidencyOptions& options, const ExpertLayers& experts, int64_t slot_bytes);
 
+// Slots of experts that bypass the cache: enough for the readers to go on while some are computed.
+inline constexpr int64_t kMostStaging = 8;
+
 // How a budget is divided.
 struct SlotCounts {
   int64_t capacity;     // of the cache
