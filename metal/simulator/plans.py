@@ -63,6 +63,8 @@ class Plan:
 def build_planner(path: Path) -> None:
     """Compiles the planner as a shared library that needs no C++ runtime where it is loaded."""
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-static-libstdc++", "-static-libgcc", "-fvisibility=hidden"]
+    # Another C++ runtime in the process must not see this one's: their streams would share parts.
+    flags.append("-Wl,--exclude-libs,ALL")
     folders = [f"-I{ROOT / folder}" for folder in ("ops", "metal")]
     sources = [str(ROOT / source) for source in SOURCES]
     result = subprocess.run([runner.CXX, *flags, *folders, *sources, "-o", str(path)], capture_output=True, text=True)
