@@ -13,6 +13,13 @@ namespace {
 constexpr int64_t kMemoryFloor = 1536LL * 1024 * 1024;
 constexpr int64_t kStagingShare = 16;  // of all slots
 
+template <typename Count>
+int64_t sum(const std::vector<ExpertLayer>& layers, Count&& count) {
+  int64_t total = 0;
+  for (const ExpertLayer& layer : layers) total += count(layer);
+  return total;
+}
+
 // Half of the memory: a second copy in the page cache would not fit beside the budget.
 bool reads_directly(DirectIo direct_io, int64_t expert_bytes) {
   if (direct_io != DirectIo::kAuto) return direct_io == DirectIo::kOn;
@@ -22,9 +29,7 @@ bool reads_directly(DirectIo direct_io, int64_t expert_bytes) {
 }  // namespace
 
 int64_t ExpertLayers::num_experts() const {
-  int64_t experts = 0;
-  for (const ExpertLayer& layer : layers) experts += layer.num_experts;
-  return experts;
+  return sum(layers, [](const ExpertLayer& layer) { return layer.num_experts; });
 }
 
 int64_t ExpertLayers::top_k() const {
@@ -34,15 +39,11 @@ int64_t ExpertLayers::top_k() const {
 }
 
 int64_t ExpertLayers::cycle() const {
-  int64_t experts = 0;
-  for (const ExpertLayer& layer : layers) experts += layer.top_k;
-  return experts;
+  return sum(layers, [](const ExpertLayer& layer) { return layer.top_k; });
 }
 
 int64_t ExpertLayers::bytes() const {
-  int64_t bytes = 0;
-  for (const ExpertLayer& layer : layers) bytes += layer.num_experts * layer.expert_bytes();
-  return bytes;
+  return sum(layers, [](const ExpertLayer& layer) { return layer.num_experts * layer.expert_bytes(); });
 }
 
 ResidencyPlan make_plan(const ResidencyOptions& options, const ExpertLayers& experts, int64_t slot_bytes) {
