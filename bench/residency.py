@@ -60,12 +60,17 @@ def main(
     policies: Annotated[str, typer.Option(help="Policies, with commas.")] = "lru,decayed-lfu",
     tokens: Annotated[int, typer.Option(help="Tokens that are timed, after as many that warm the cache.")] = 48,
     threads: Annotated[int, typer.Option(help="Threads that compute.")] = 2,
-    folder: Annotated[Path | None, typer.Option(help="Where the model goes, and stays (default: not kept).")] = None,
+    mapped: Annotated[bool, typer.Option(help="Also with all experts mapped: slow beyond the memory.")] = True,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the model is, or goes to stay (default: not kept).")
+    ] = None,
 ) -> None:
     """Measures tokens a second, hits, bytes and stalls by budget and policy."""
     layers = max(1, round(gib * GIB / (EXPERTS * EXPERT_BYTES)))
     with tempfile.TemporaryDirectory(prefix="onnx-moe-bench-", dir=folder) as temporary:
-        path = _write_model(folder or Path(temporary), layers)
+        path = (folder or Path(temporary)) / f"{layers}_layers.onnx"
+        if not path.exists():
+            _write_model(path, layers)
         bandwidth = _disk_bandwidth(path.with_suffix(".data"))
         console = Console(width=140)
         table = Table(title=f"{tokens} tokens, {threads} threads")
@@ -87,8 +92,9 @@ def main(
             measured = _decode(path, entries, tokens, threads)
             bandwidth = max(_disk_bandwidth(path.with_suffix(".data")), bandwidth)
             table.add_row(budget, policy, f"{bandwidth / 1e9:.2f}", *_row(measured, bandwidth))
-        mapped = _decode(path, {"residency": "mapped"}, tokens, threads)
-        table.add_row("mapped", "", "", f"{mapped.tokens_per_second:.2f}", *[""] * 6)
+        if mapped:
+            whole = _decode(path, {"residency": "mapped"}, tokens, threads)
+            table.add_row("mapped", "", "", f"{whole.tokens_per_second:.2f}", *[""] * 6)
         console.print(table)
         console.print(
             f"{layers} layers x {EXPERTS} experts of {EXPERT_BYTES / 1e6:.2f} MB, top-{TOP_K}; the disk gives the best "
@@ -110,9 +116,8 @@ def _row(measured: Measurement, bandwidth: float) -> Iterator[str]:
     yield f"{(measured.resident_growth - of['budget_bytes']) / 1e6:+.0f}"
 
 
-def _write_model(folder: Path, layers: int) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "stack.onnx"
+def _write_model(path: Path, layers: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     nodes: list[onnx.NodeProto] = []
     tensors: list[onnx.TensorProto] = []
@@ -131,7 +136,6 @@ def _write_model(folder: Path, layers: int) -> Path:
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, VERSION)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
-    return path
 
 
 def _gate(layer: int, random: np.random.Generator) -> dict[str, NDArray[Any]]:
