@@ -61,7 +61,10 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
   validate(activation_, rows);
   validate(layout_, rows, activation_);
   validate(layout_, sizes.down.rows == kUnknown ? kGroupRows : sizes.down.rows, Activation{});
-  const char* const reason = unsupported_layout(layout_);
+  const char* reason = unsupported_layout(layout_);
+  if (!reason && trace_.records()) {
+    reason = "its routing is recorded (onnx_moe.trace), which the device keeps to itself";
+  }
   placement_ = Placement(info, definition, reason ? reason : unsupported_router(router_, sizes.routed_experts));
   residency_ = ExpertResidency(info, {kGateUp, kDown}, router_.slots());
 }
@@ -110,8 +113,7 @@ void BlockOperator::compute(ort::KernelContext& context) {
   const int64_t multiply_adds =
       tokens * router_.slots() * (sizes.gate_up.rows * sizes.gate_up.columns + sizes.down.rows * sizes.down.columns);
   Accelerator* const accelerator = placement_.accelerator(multiply_adds);
-  // Recording reads the choices, which a device's block keeps to itself.
-  if (accelerator && residency_.mapped() && !trace_.records()) {
+  if (accelerator && residency_.mapped()) {
     return accelerator->moe_block(block, routing, y, placement_.constants());
   }
   RoutingTraceEntry::Call call(trace_, hidden.dimensions());

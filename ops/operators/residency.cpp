@@ -1,7 +1,8 @@
 #include "operators/residency.h"
 
-#include <cstdlib>
 #include <utility>
+
+#include "operators/session_entry.h"
 
 namespace onnx_moe {
 
@@ -9,14 +10,6 @@ namespace {
 
 constexpr const char* kResidency = "onnx_moe.residency";
 constexpr int64_t kMostThreads = 64;
-
-int64_t read_threads(const std::string& text) {
-  char* end = nullptr;
-  const long long threads = std::strtoll(text.c_str(), &end, 10);
-  require(!text.empty() && *end == '\0' && threads >= 1 && threads <= kMostThreads,
-          "session entry onnx_moe.io_threads ", "is '", text, "': use a number from 1 to ", kMostThreads);
-  return threads;
-}
 
 // The value of an entry that only some modes read.
 std::optional<std::string> read_for_pool(const ort::KernelInfo& info, const char* entry, ResidencyMode mode) {
@@ -38,7 +31,10 @@ ResidencyOptions read_options(const ort::KernelInfo& info) {
   if (const auto text = read_for_pool(info, "onnx_moe.direct_io", options.mode)) {
     options.direct_io = parse_direct_io(*text);
   }
-  if (const auto text = read_for_pool(info, "onnx_moe.io_threads", options.mode)) options.threads = read_threads(*text);
+  if (const auto text = read_for_pool(info, "onnx_moe.io_threads", options.mode)) {
+    options.threads = parse_count("onnx_moe.io_threads", *text, kMostThreads,
+                                  "use a number from 1 to " + std::to_string(kMostThreads));
+  }
   const bool on_device = info.config_entry("onnx_moe.device").value_or("auto") == "metal";
   require(!on_device || options.mode == ResidencyMode::kAuto || options.mode == ResidencyMode::kMapped,
           "session entry ", kResidency, " is '", name_of(options.mode),
@@ -47,15 +43,14 @@ ResidencyOptions read_options(const ort::KernelInfo& info) {
   return options;
 }
 
-// One input of a node, as a part of a mapped file.
-std::optional<ExpertTensor> find_tensor(const ort::KernelInfo& info, size_t index, const std::string& name) {
+ExpertTensor find_tensor(const ort::KernelInfo& info, size_t index, const InputName& name) {
   const std::optional<ort::ConstTensor> tensor = info.constant_input(index);
-  if (!tensor || tensor->dimensions().empty() || tensor->dimensions()[0] <= 0) return std::nullopt;
-  int64_t expert_bytes = ort::element_bytes(tensor->type());
-  for (size_t i = 1; i < tensor->dimensions().size(); ++i) expert_bytes *= tensor->dimensions()[i];
-  const std::optional<FileLocation> file = locate_in_file(tensor->data(), tensor->dimensions()[0] * expert_bytes);
-  if (!file) return std::nullopt;
-  return ExpertTensor{name, *file, expert_bytes, tensor->as<uint8_t>()};
+  ExpertTensor found{std::string(name.prefix) + name.name};
+  if (!tensor) return found;
+  found.memory = tensor->as<uint8_t>();
+  found.expert_bytes = ort::element_bytes(tensor->type());
+  for (size_t i = 1; i < tensor->dimensions().size(); ++i) found.expert_bytes *= tensor->dimensions()[i];
+  return found;
 }
 
 int64_t num_experts(const ort::KernelInfo& info, const ProjectionInputs& inputs) {
@@ -70,18 +65,11 @@ ExpertResidency::ExpertResidency(const ort::KernelInfo& info, const std::vector<
   const ResidencyOptions options = read_options(info);
   engine_ = session_engine(info.logger(), info.config_entry("onnx_moe.session").value_or(""), options);
   ExpertLayer layer{info.node_name(), num_experts(info, projections.front()), std::max<int64_t>(top_k, 1), {}};
-  std::string unmapped;
   for (const ProjectionInputs& inputs : projections) {
-    if (options.mode == ResidencyMode::kMapped || !unmapped.empty()) break;
-    const auto find = [&](size_t index, const char* name) {
-      const std::string full_name = inputs.prefix + std::string(name);
-      const std::optional<ExpertTensor> tensor = find_tensor(info, index, full_name);
-      if (!tensor) unmapped = "input " + full_name + " of node '" + layer.node + "'";
-      return tensor.value_or(ExpertTensor{});
-    };
-    layer.projections.push_back({find(inputs.weights(), "weights"), find(inputs.scales(), "scales")});
+    layer.projections.push_back({find_tensor(info, inputs.weights(), inputs.name("weights")),
+                                 find_tensor(info, inputs.scales(), inputs.name("scales"))});
   }
-  layer_ = engine_->add_layer(std::move(layer), unmapped);
+  layer_ = engine_->add_layer(std::move(layer));
 }
 
 std::unique_ptr<ExpertSource> ExpertResidency::open(const int32_t* expert_ids, int64_t count) {

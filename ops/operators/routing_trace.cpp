@@ -1,20 +1,20 @@
 #include "operators/routing_trace.h"
 
-#include <cstdlib>
+#include <limits>
+
+#include "operators/session_entry.h"
 
 namespace onnx_moe {
 
 namespace {
 
-constexpr const char* kDefaultLimit = "33554432";  // with weights 256 MiB
+constexpr int64_t kDefaultLimit = 33554432;  // with weights 256 MiB
 
 int64_t read_limit(const ort::KernelInfo& info) {
-  const std::string text = info.config_entry("onnx_moe.trace_limit").value_or(kDefaultLimit);
-  char* end = nullptr;
-  const long long limit = std::strtoll(text.c_str(), &end, 10);
-  require(!text.empty() && *end == '\0' && limit >= 1, "session entry onnx_moe.trace_limit is '", text,
-          "': use a number of expert ids, at least 1");
-  return limit;
+  constexpr const char* kEntry = "onnx_moe.trace_limit";
+  const std::optional<std::string> text = info.config_entry(kEntry);
+  if (!text) return kDefaultLimit;
+  return parse_count(kEntry, *text, std::numeric_limits<int64_t>::max(), "use a number of expert ids, at least 1");
 }
 
 }  // namespace

@@ -148,7 +148,7 @@ std::optional<ConstTensor> KernelInfo::constant_input(size_t index) const {
   return ConstTensor(api_, value);
 }
 
-const void* KernelInfo::logger() const {
+const OrtLogger* KernelInfo::logger() const {
   const OrtLogger* logger = nullptr;
   check(api_, KernelInfo_GetLogger(api_, info_, &logger));
   return logger;
@@ -159,9 +159,7 @@ void KernelInfo::warn(const std::string& message) const { log(2, message); }
 void KernelInfo::note(const std::string& message) const { log(1, message); }
 
 void KernelInfo::log(int severity, const std::string& message) const {
-  const OrtLogger* logger = nullptr;
-  check(api_, KernelInfo_GetLogger(api_, info_, &logger));
-  check(api_, Logger_LogMessage(api_, logger, severity, message.c_str(), "onnx_moe", 0, "KernelInfo"));
+  check(api_, Logger_LogMessage(api_, logger(), severity, message.c_str(), "onnx_moe", 0, "KernelInfo"));
 }
 
 OrtAllocator* KernelInfo::allocator() const {

@@ -84,7 +84,7 @@ class KernelInfo {
   // An input that is a constant of the graph; its memory stays as long as the session. Nothing for others.
   std::optional<ConstTensor> constant_input(size_t index) const;
   // The session's logger: the same for all its kernels, and no other living session's.
-  const void* logger() const;
+  const OrtLogger* logger() const;
   // To the session's log.
   void warn(const std::string& message) const;
   void note(const std::string& message) const;
