@@ -7,6 +7,7 @@ own; the page cache is left out (direct reads), so that a miss is a read from th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import os
@@ -67,8 +68,9 @@ def main(
 ) -> None:
     """Measures tokens a second, hits, bytes and stalls by budget and policy."""
     layers = max(1, round(gib * GIB / (EXPERTS * EXPERT_BYTES)))
-    with tempfile.TemporaryDirectory(prefix="onnx-moe-bench-", dir=folder) as temporary:
-        path = (folder or Path(temporary)) / f"{layers}_layers.onnx"
+    with contextlib.ExitStack() as stack:
+        home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnx-moe-bench-")))
+        path = home / f"{layers}_layers.onnx"
         if not path.exists():
             _write_model(path, layers)
         bandwidth = _disk_bandwidth(path.with_suffix(".data"))

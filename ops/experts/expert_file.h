@@ -1,12 +1,10 @@
 // A file that experts are read from.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <string>
 
 #include "experts/mapped_file.h"
-#include "experts/residency_options.h"
 
 namespace onnx_moe {
 

@@ -1,10 +1,10 @@
 // What Linux says of memory: /proc/meminfo and the control groups (version 2, or 1) that this process is in.
+#include "experts/machine_memory.h"
+
 #include <algorithm>
 #include <fstream>
 #include <limits>
 #include <string>
-
-#include "experts/residency_options.h"
 
 namespace onnx_moe {
 

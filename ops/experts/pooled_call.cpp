@@ -26,10 +26,14 @@ class Stopwatch {
 
 }  // namespace
 
-PooledCall::PooledCall(ResidencyEngine& engine, int64_t layer, const int32_t* expert_ids, int64_t count)
-    : engine_(engine), layer_(layer) {
+PooledCall::PooledCall(ResidencyEngine& engine, int64_t layer) : engine_(engine), layer_(layer) {
   const ExpertLayer& experts = engine.experts_.layers[static_cast<size_t>(layer)];
   data_.assign(experts.projections.size(), std::vector<ExpertData>(static_cast<size_t>(experts.num_experts)));
+}
+
+// Once the other constructor is through, the destructor gives back what this one has when it throws.
+PooledCall::PooledCall(ResidencyEngine& engine, int64_t layer, const int32_t* expert_ids, int64_t count)
+    : PooledCall(engine, layer) {
   const ResidencyEngine::Lock lock(engine_.mutex_);
   const Stopwatch watch(engine_.statistics_.bookkeeping_ns);
   engine_.planner_->look_up(*engine_.residents_, layer, expert_ids, count, visit_);
@@ -38,13 +42,8 @@ PooledCall::PooledCall(ResidencyEngine& engine, int64_t layer, const int32_t* ex
     leased_.push_back(expert.key);
     awaited_.push_back(expert.key);
   }
-  try {
-    admit();
-    stage();
-  } catch (...) {
-    release_all();
-    throw;
-  }
+  admit();
+  stage();
 }
 
 PooledCall::~PooledCall() {

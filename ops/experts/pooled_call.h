@@ -25,6 +25,8 @@ class PooledCall final : public ExpertSource {
     int64_t key;
   };
 
+  PooledCall(ResidencyEngine& engine, int64_t layer);
+
   void count_visit();
   // Leases or loads the missing experts, in order, until nobody can give up a slot.
   void admit();

@@ -1,6 +1,5 @@
 #include "experts/reader_pool.h"
 
-#include <algorithm>
 #include <exception>
 #include <utility>
 
@@ -23,8 +22,8 @@ ReaderPool::~ReaderPool() {
 void ReaderPool::submit(int64_t load, const std::vector<ReadPiece>& pieces) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    loads_.push_back(std::make_unique<Load>(Load{load, pieces.size(), {}}));
-    for (const ReadPiece& piece : pieces) queue_.push_back({piece, loads_.back().get()});
+    const auto shared = std::make_shared<Load>(Load{load, pieces.size(), {}});
+    for (const ReadPiece& piece : pieces) queue_.push_back({piece, shared});
   }
   wake_.notify_all();
 }
@@ -45,21 +44,17 @@ void ReaderPool::work() {
     } catch (const std::exception& failure) {
       error = failure.what();
     }
-    finish(task.load, error);
+    finish(*task.load, error);
   }
 }
 
-void ReaderPool::finish(Load* load, const std::string& error) {
-  std::unique_ptr<Load> finished;
+void ReaderPool::finish(Load& load, const std::string& error) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (load->error.empty()) load->error = error;
-    if (--load->pieces_left > 0) return;
-    const auto at = std::find_if(loads_.begin(), loads_.end(), [&](const auto& each) { return each.get() == load; });
-    finished = std::move(*at);
-    loads_.erase(at);
+    if (load.error.empty()) load.error = error;
+    if (--load.pieces_left > 0) return;
   }
-  done_(finished->number, finished->error);
+  done_(load.number, load.error);
 }
 
 }  // namespace onnx_moe

@@ -46,17 +46,16 @@ class ReaderPool {
   };
   struct Task {
     ReadPiece piece;
-    Load* load;
+    std::shared_ptr<Load> load;
   };
 
   void work();
-  void finish(Load* load, const std::string& error);
+  void finish(Load& load, const std::string& error);
 
   Done done_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Task> queue_;
-  std::vector<std::unique_ptr<Load>> loads_;
   bool stopping_ = false;
   std::vector<std::thread> threads_;
 };

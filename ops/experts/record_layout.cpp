@@ -22,15 +22,6 @@ int64_t room_for(const ExpertTensor& tensor) {
   return page_ceiling(tensor.expert_bytes) + (aligned ? 0 : kPage);
 }
 
-std::vector<const ExpertTensor*> tensors_of(const ExpertLayer& layer) {
-  std::vector<const ExpertTensor*> tensors;
-  for (const ExpertProjection& projection : layer.projections) {
-    tensors.push_back(&projection.codes);
-    tensors.push_back(&projection.scales);
-  }
-  return tensors;
-}
-
 const ExpertFile* open_once(const FileLocation& location, bool direct, RecordLayout::Files& files) {
   const auto known =
       std::find_if(files.begin(), files.end(), [&](const auto& file) { return file->path() == location.path; });
@@ -43,15 +34,15 @@ const ExpertFile* open_once(const FileLocation& location, bool direct, RecordLay
 
 RecordLayout::RecordLayout(const ExpertLayer& layer, bool direct, Files& files) {
   int64_t in_slot = 0;
-  for (const ExpertTensor* tensor : tensors_of(layer)) {
-    parts_.push_back({open_once(tensor->file, direct, files), tensor->file.offset, tensor->expert_bytes, in_slot});
-    in_slot += room_for(*tensor);
-  }
+  layer.for_each_tensor([&](const ExpertTensor& tensor) {
+    parts_.push_back({open_once(tensor.file, direct, files), tensor.file.offset, tensor.expert_bytes, in_slot});
+    in_slot += room_for(tensor);
+  });
 }
 
 int64_t RecordLayout::slot_bytes(const ExpertLayer& layer) {
   int64_t bytes = 0;
-  for (const ExpertTensor* tensor : tensors_of(layer)) bytes += room_for(*tensor);
+  layer.for_each_tensor([&](const ExpertTensor& tensor) { bytes += room_for(tensor); });
   return bytes;
 }
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "experts/machine_memory.h"
 #include "experts/pooled_call.h"
 
 namespace onnx_moe {
@@ -15,12 +16,10 @@ namespace {
 
 constexpr double kDecay = 0.95;  // halves a use in about 14 tokens
 
-const char* name_of(EvictionPolicy policy) { return policy == EvictionPolicy::kLru ? "lru" : "decayed-lfu"; }
-
 // Asks the system to read mapped memory ahead; what it answers changes nothing.
 void will_need(const ExpertTensor& tensor, int64_t expert) {
   constexpr uintptr_t kPage = ExpertFile::kAlignment;
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.mapped + expert * tensor.expert_bytes);
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.memory + expert * tensor.expert_bytes);
   const uintptr_t first_page = begin / kPage * kPage;
   const uintptr_t end = begin + static_cast<uintptr_t>(tensor.expert_bytes);
   ::madvise(reinterpret_cast<void*>(first_page), end - first_page, MADV_WILLNEED);
@@ -28,9 +27,9 @@ void will_need(const ExpertTensor& tensor, int64_t expert) {
 
 }  // namespace
 
-int64_t ResidencyEngine::add_layer(ExpertLayer layer, const std::string& unmapped) {
+int64_t ResidencyEngine::add_layer(ExpertLayer layer) {
   const Lock lock(mutex_);
-  if (experts_.unmapped.empty()) experts_.unmapped = unmapped;
+  if (options_.mode != ResidencyMode::kMapped) find_files(layer);
   experts_.layers.push_back(std::move(layer));
   return static_cast<int64_t>(experts_.layers.size()) - 1;
 }
@@ -52,6 +51,8 @@ ResidencyMode ResidencyEngine::mode() {
 }
 
 void ResidencyEngine::start() {
+  const Lock lock(mutex_);
+  mappings_.reset();
   for (const ExpertLayer& layer : experts_.layers) {
     slot_bytes_ = std::max(slot_bytes_, RecordLayout::slot_bytes(layer));
     bank_.experts = std::max(bank_.experts, layer.num_experts);
@@ -59,10 +60,21 @@ void ResidencyEngine::start() {
   bank_.layers = static_cast<int64_t>(experts_.layers.size());
   const ResidencyPlan plan = make_plan(options_, experts_, slot_bytes_);
   if (plan.mode == ResidencyMode::kPool) start_pool(plan);
-  const Lock lock(mutex_);
   plan_ = plan;
   process_ = ::getpid();
   for (const ExpertLayer& layer : experts_.layers) statistics_.layers.push_back({layer.node});
+}
+
+void ResidencyEngine::find_files(ExpertLayer& layer) {
+  if (!mappings_) mappings_.emplace();
+  layer.for_each_tensor([&](ExpertTensor& tensor) {
+    const std::optional<FileLocation> file = mappings_->locate(tensor.memory, layer.num_experts * tensor.expert_bytes);
+    if (file) {
+      tensor.file = *file;
+    } else if (experts_.unmapped.empty()) {
+      experts_.unmapped = "input " + tensor.name + " of node '" + layer.node + "'";
+    }
+  });
 }
 
 void ResidencyEngine::start_pool(const ResidencyPlan& plan) {
@@ -91,22 +103,19 @@ void ResidencyEngine::advise(int64_t layer, const int32_t* expert_ids, int64_t c
   for (int64_t i = 0; i < count; ++i) {
     if (advised[static_cast<size_t>(expert_ids[i])]) continue;
     advised[static_cast<size_t>(expert_ids[i])] = true;
-    for (const ExpertProjection& projection : experts.projections) {
-      will_need(projection.codes, expert_ids[i]);
-      will_need(projection.scales, expert_ids[i]);
-    }
+    experts.for_each_tensor([&](const ExpertTensor& tensor) { will_need(tensor, expert_ids[i]); });
   }
 }
 
 void ResidencyEngine::load(int64_t place_index, int64_t key) {
   Place& target = place(place_index);
-  target.slot = slots_->take();
-  target.state = State::kLoading;
-  target.error.clear();
+  if (!target.slot) target.slot = slots_->take();
   const std::vector<ReadPiece> pieces =
       layouts_[static_cast<size_t>(bank_.layer_of(key))].pieces(bank_.expert_of(key), target.slot);
   statistics_.bytes_read += experts_.layers[static_cast<size_t>(bank_.layer_of(key))].expert_bytes();
   readers_->submit(place_index, pieces);
+  target.state = State::kLoading;  // no reader ends the load before this lock does
+  target.error.clear();
 }
 
 bool ResidencyEngine::admit(int64_t key) {
@@ -124,6 +133,7 @@ bool ResidencyEngine::admit(int64_t key) {
   } catch (...) {  // no memory for a slot
     residents_->release(key);
     residents_->erase(key);
+    empty(key);
     throw;
   }
   return true;

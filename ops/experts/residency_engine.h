@@ -26,9 +26,8 @@ class ResidencyEngine {
   ResidencyEngine(const ResidencyEngine&) = delete;
   ResidencyEngine& operator=(const ResidencyEngine&) = delete;
 
-  // All of them before the first call. Returns the layer's number. An engine with a layer whose experts are no mapped
-  // files (`unmapped` names one of its inputs) leaves all where they are.
-  int64_t add_layer(ExpertLayer layer, const std::string& unmapped);
+  // All of them before the first call. Returns the layer's number.
+  int64_t add_layer(ExpertLayer layer);
 
   // The experts of a call of a layer: null in the modes mapped and pagecache. The first call decides the mode.
   std::unique_ptr<ExpertSource> open(int64_t layer, const int32_t* expert_ids, int64_t count);
@@ -55,6 +54,7 @@ class ResidencyEngine {
   using Lock = std::unique_lock<std::mutex>;
 
   void start();
+  void find_files(ExpertLayer& layer);
   void start_pool(const ResidencyPlan& plan);
   void advise(int64_t layer, const int32_t* expert_ids, int64_t count) const;
   std::unique_ptr<CachePolicy> make_policy() const;
@@ -74,6 +74,7 @@ class ResidencyEngine {
 
   ResidencyOptions options_;
   ExpertLayers experts_;
+  std::optional<FileMappings> mappings_;  // while layers are added: ONNX Runtime has mapped all before the first one
   std::once_flag started_;
   ResidencyPlan plan_;
   int64_t process_ = 0;

@@ -14,8 +14,18 @@ namespace onnx_moe {
 namespace {
 
 template <typename Value, size_t kCount>
-Value parse_choice(const char* entry, const std::string& text,
-                   const std::array<std::pair<const char*, Value>, kCount>& choices) {
+using Choices = std::array<std::pair<const char*, Value>, kCount>;
+
+constexpr Choices<ResidencyMode, 4> kModes{{{"auto", ResidencyMode::kAuto},
+                                            {"mapped", ResidencyMode::kMapped},
+                                            {"pagecache", ResidencyMode::kPageCache},
+                                            {"pool", ResidencyMode::kPool}}};
+constexpr Choices<DirectIo, 3> kDirectIo{{{"auto", DirectIo::kAuto}, {"on", DirectIo::kOn}, {"off", DirectIo::kOff}}};
+constexpr Choices<EvictionPolicy, 2> kPolicies{
+    {{"decayed-lfu", EvictionPolicy::kDecayedLfu}, {"lru", EvictionPolicy::kLru}}};
+
+template <typename Value, size_t kCount>
+Value parse_choice(const char* entry, const std::string& text, const Choices<Value, kCount>& choices) {
   std::string names;
   for (const auto& [name, value] : choices) {
     if (text == name) return value;
@@ -24,55 +34,38 @@ Value parse_choice(const char* entry, const std::string& text,
   fail("session entry ", entry, " is '", text, "': use one of ", names);
 }
 
+template <typename Value, size_t kCount>
+const char* name_in(const Choices<Value, kCount>& choices, Value wanted) {
+  const auto found =
+      std::find_if(choices.begin(), choices.end(), [&](const auto& each) { return each.second == wanted; });
+  return found->first;
+}
+
 constexpr double kKibi = 1024;
 constexpr double kKilo = 1000;
-constexpr std::array<std::pair<const char*, double>, 10> kUnits{{{"", 1},
-                                                                 {"B", 1},
-                                                                 {"KB", kKilo},
-                                                                 {"MB", kKilo * kKilo},
-                                                                 {"GB", kKilo * kKilo * kKilo},
-                                                                 {"TB", kKilo * kKilo * kKilo * kKilo},
-                                                                 {"KiB", kKibi},
-                                                                 {"MiB", kKibi * kKibi},
-                                                                 {"GiB", kKibi * kKibi * kKibi},
-                                                                 {"TiB", kKibi * kKibi * kKibi * kKibi}}};
+constexpr Choices<double, 10> kUnits{{{"", 1},
+                                      {"B", 1},
+                                      {"KB", kKilo},
+                                      {"MB", kKilo * kKilo},
+                                      {"GB", kKilo * kKilo * kKilo},
+                                      {"TB", kKilo * kKilo * kKilo * kKilo},
+                                      {"KiB", kKibi},
+                                      {"MiB", kKibi * kKibi},
+                                      {"GiB", kKibi * kKibi * kKibi},
+                                      {"TiB", kKibi * kKibi * kKibi * kKibi}}};
 
 // Leaves room for what is not experts: activations, the cache of keys and values, other programs.
 constexpr double kAutomaticShare = 0.7;
 
 }  // namespace
 
-const char* name_of(ResidencyMode mode) {
-  switch (mode) {
-    case ResidencyMode::kMapped:
-      return "mapped";
-    case ResidencyMode::kPageCache:
-      return "pagecache";
-    case ResidencyMode::kPool:
-      return "pool";
-    default:
-      return "auto";
-  }
-}
+const char* name_of(ResidencyMode mode) { return name_in(kModes, mode); }
+const char* name_of(EvictionPolicy policy) { return name_in(kPolicies, policy); }
 
-ResidencyMode parse_residency(const std::string& text) {
-  return parse_choice("onnx_moe.residency", text,
-                      std::array<std::pair<const char*, ResidencyMode>, 4>{{{"auto", ResidencyMode::kAuto},
-                                                                            {"mapped", ResidencyMode::kMapped},
-                                                                            {"pagecache", ResidencyMode::kPageCache},
-                                                                            {"pool", ResidencyMode::kPool}}});
-}
-
-DirectIo parse_direct_io(const std::string& text) {
-  return parse_choice("onnx_moe.direct_io", text,
-                      std::array<std::pair<const char*, DirectIo>, 3>{
-                          {{"auto", DirectIo::kAuto}, {"on", DirectIo::kOn}, {"off", DirectIo::kOff}}});
-}
-
+ResidencyMode parse_residency(const std::string& text) { return parse_choice("onnx_moe.residency", text, kModes); }
+DirectIo parse_direct_io(const std::string& text) { return parse_choice("onnx_moe.direct_io", text, kDirectIo); }
 EvictionPolicy parse_eviction_policy(const std::string& text) {
-  return parse_choice("onnx_moe.cache_policy", text,
-                      std::array<std::pair<const char*, EvictionPolicy>, 2>{
-                          {{"decayed-lfu", EvictionPolicy::kDecayedLfu}, {"lru", EvictionPolicy::kLru}}});
+  return parse_choice("onnx_moe.cache_policy", text, kPolicies);
 }
 
 CacheBudget CacheBudget::parse(const std::string& text) {

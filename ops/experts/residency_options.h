@@ -19,6 +19,7 @@ enum class DirectIo { kAuto, kOn, kOff };
 DirectIo parse_direct_io(const std::string& text);
 
 enum class EvictionPolicy { kLru, kDecayedLfu };
+const char* name_of(EvictionPolicy policy);
 EvictionPolicy parse_eviction_policy(const std::string& text);
 
 // A number of bytes: "123", "4GiB", "500MB", "60%" (of all experts' bytes) or "auto".
@@ -43,12 +44,6 @@ struct ResidencyOptions {
   DirectIo direct_io = DirectIo::kAuto;
   int64_t threads = 4;
 };
-
-// Bytes of memory that this process may still take: what the system has, less what the process's control groups leave.
-// 0 when the system does not tell.
-int64_t available_memory();
-// The machine's memory, or its control group's limit where that is less; 0 likewise.
-int64_t total_memory();
 
 std::string in_words(int64_t bytes);  // "4.25 GiB"
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "experts/machine_memory.h"
 #include "experts/visit.h"
 
 namespace onnx_moe {

@@ -1,6 +1,7 @@
 #include "experts/visit.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace onnx_moe {
 
@@ -39,8 +40,9 @@ void VisitPlanner::look_up(ResidentSet& residents, int64_t layer, const int32_t*
 
 void VisitPlanner::keep_the_last(Visit& visit) {
   std::vector<int64_t> positions;
-  for (const VisitedExpert& expert : visit.missing)
+  for (const VisitedExpert& expert : visit.missing) {
     positions.push_back(last_position_[static_cast<size_t>(expert.key)]);
+  }
   const auto first_kept = positions.end() - share_;
   std::nth_element(positions.begin(), first_kept, positions.end());
   const auto bypasses = [&](const VisitedExpert& expert) {

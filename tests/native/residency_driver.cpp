@@ -9,7 +9,9 @@
 #include <thread>
 #include <vector>
 
-#include <sys/stat.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "core/error.h"
 #include "experts/residency_engine.h"
@@ -38,18 +40,32 @@ void write_model(const char* path) {
   }
 }
 
-void add_layers(ResidencyEngine& engine, const char* path) {
-  struct stat status{};
-  if (::stat(path, &status) != 0) fail("cannot stat ", path);
-  for (int64_t layer = 0; layer < kLayers; ++layer) {
-    const auto at = [&](int64_t offset) { return FileLocation{path, status.st_dev, status.st_ino, offset}; };
-    const int64_t codes = layer * kLayerBytes;
-    ExpertLayer described{"layer", kExperts, kTopK, {}};
-    described.projections.push_back({{"weights", at(codes), kCodeBytes, nullptr},
-                                     {"scales", at(codes + kExperts * kCodeBytes), kScaleBytes, nullptr}});
-    engine.add_layer(std::move(described), "");
+// As ONNX Runtime maps external data.
+class MappedModel {
+ public:
+  explicit MappedModel(const char* path) {
+    const int descriptor = ::open(path, O_RDONLY);
+    memory_ = ::mmap(nullptr, kLayers * kLayerBytes, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    ::close(descriptor);
+    if (memory_ == MAP_FAILED) fail("cannot map ", path);
   }
-}
+  ~MappedModel() { ::munmap(memory_, kLayers * kLayerBytes); }
+  MappedModel(const MappedModel&) = delete;
+  MappedModel& operator=(const MappedModel&) = delete;
+
+  void add_layers(ResidencyEngine& engine) const {
+    for (int64_t layer = 0; layer < kLayers; ++layer) {
+      const uint8_t* const codes = static_cast<const uint8_t*>(memory_) + layer * kLayerBytes;
+      ExpertLayer described{"layer", kExperts, kTopK, {}};
+      described.projections.push_back(
+          {{"weights", codes, kCodeBytes}, {"scales", codes + kExperts * kCodeBytes, kScaleBytes}});
+      engine.add_layer(std::move(described));
+    }
+  }
+
+ private:
+  void* memory_;
+};
 
 bool holds(const uint8_t* data, int64_t bytes, uint8_t expected) {
   for (int64_t i = 0; i < bytes; ++i) {
@@ -100,10 +116,11 @@ int main(int, char** arguments) {
   options.budget = CacheBudget::parse("30%");
   options.policy = parse_eviction_policy(arguments[2]);
   options.direct_io = parse_direct_io(arguments[3]);
+  const MappedModel model(arguments[1]);
   std::atomic<int64_t> wrong{0};
   {
     ResidencyEngine engine(options);
-    add_layers(engine, arguments[1]);
+    model.add_layers(engine);
     std::vector<std::thread> threads;
     for (unsigned seed = 0; seed < 4; ++seed) threads.emplace_back([&, seed] { work(engine, seed, wrong); });
     for (const char* const budget : {"100%", "25%", "60%", "30%", "100%", "22%"}) {
