@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ class Decoder(torch.nn.Module):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.cache_name = cache_name(model)
 
     def forward(
         self,
@@ -42,10 +44,10 @@ class Decoder(torch.nn.Module):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=positions,
-            past_key_values=_cache(past),
             use_cache=True,
+            **{self.cache_name: _cache(past)},
         )
-        layers = output.past_key_values.layers
+        layers = output[self.cache_name].layers
         return (output.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
 
 
@@ -55,10 +57,15 @@ def _cache(past: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
     cache = DynamicCache()  # without a configuration: layers that keep everything, whose trace has no branches
     for keys, values in past:
         layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)  # sets what else the layer keeps, which differs between versions
         layer.keys, layer.values = keys, values
-        layer.is_initialized, layer.dtype, layer.device = True, keys.dtype, keys.device
         cache.layers.append(layer)
     return cache
+
+
+def cache_name(model: torch.nn.Module) -> str:
+    """What forward and its output call the cache: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def is_decoder(module: torch.nn.Module) -> bool:
@@ -70,7 +77,7 @@ def cache_layers(model: Any) -> list[CacheLayer]:
     """The cache's shapes, seen on a run of two tokens."""
     with torch.no_grad():
         output = model(input_ids=torch.ones(1, 2, dtype=torch.long), use_cache=True, logits_to_keep=1)
-    layers = getattr(output.past_key_values, "layers", [])
+    layers = getattr(output.get(cache_name(model)), "layers", [])
     if not layers or not all(getattr(layer, "keys", None) is not None for layer in layers):
         raise ExportError(
             f"{type(model).__name__} keeps another state than keys and values for each layer: export its blocks or "

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import onnx_moe
 from onnx_moe.export import ExportReport, with_fp4_weights
+from onnx_moe.export.decoder import cache_name
 
 from .models import ARCHITECTURES, Architecture, make_model
 
@@ -82,10 +83,10 @@ class TorchSteps:
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=positions,
-                past_key_values=self.cache,
                 use_cache=True,
+                **{cache_name(self.model): self.cache},
             )
-        self.cache = output.past_key_values
+        self.cache = output[cache_name(self.model)]
         logits: torch.Tensor = output.logits
         return logits
 
