@@ -63,6 +63,7 @@ void ResidencyEngine::start() {
   plan_ = plan;
   process_ = ::getpid();
   for (const ExpertLayer& layer : experts_.layers) statistics_.layers.push_back({layer.node});
+  if (decided_) decided_(plan_);
 }
 
 void ResidencyEngine::find_files(ExpertLayer& layer) {

@@ -4,10 +4,12 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/expert_source.h"
@@ -22,7 +24,11 @@ namespace onnx_moe {
 
 class ResidencyEngine {
  public:
-  explicit ResidencyEngine(const ResidencyOptions& options) : options_(options) {}
+  // Told once what the options came to; does not call the engine.
+  using Decided = std::function<void(const ResidencyPlan&)>;
+
+  explicit ResidencyEngine(const ResidencyOptions& options, Decided decided = nullptr)
+      : options_(options), decided_(std::move(decided)) {}
   ResidencyEngine(const ResidencyEngine&) = delete;
   ResidencyEngine& operator=(const ResidencyEngine&) = delete;
 
@@ -73,6 +79,7 @@ class ResidencyEngine {
   void finished(int64_t place_index, const std::string& error);
 
   ResidencyOptions options_;
+  Decided decided_;
   ExpertLayers experts_;
   std::optional<FileMappings> mappings_;  // while layers are added: ONNX Runtime has mapped all before the first one
   std::once_flag started_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -29,7 +30,7 @@ Registry& registry() {
 }  // namespace
 
 std::shared_ptr<ResidencyEngine> session_engine(const void* session, const std::string& name,
-                                                const ResidencyOptions& options) {
+                                                const ResidencyOptions& options, ResidencyEngine::Decided decided) {
   Registry& all = registry();
   const std::lock_guard<std::mutex> lock(all.mutex);
   const auto ended = [](const Registered& each) { return each.engine.expired(); };
@@ -38,7 +39,7 @@ std::shared_ptr<ResidencyEngine> session_engine(const void* session, const std::
     std::shared_ptr<ResidencyEngine> engine = each.engine.lock();
     if (engine && each.session == session && each.name == name) return engine;
   }
-  auto engine = std::make_shared<ResidencyEngine>(options);
+  auto engine = std::make_shared<ResidencyEngine>(options, std::move(decided));
   all.engines.push_back({session, name, engine});
   return engine;
 }

@@ -9,9 +9,9 @@
 namespace onnx_moe {
 
 // The engine of the session that `session` (an address of its own) stands for: the one that its other kernels hold, or
-// a new one with these options. `name` is what find_engine() calls it.
+// a new one with these options and `decided`. `name` is what find_engine() calls it.
 std::shared_ptr<ResidencyEngine> session_engine(const void* session, const std::string& name,
-                                                const ResidencyOptions& options);
+                                                const ResidencyOptions& options, ResidencyEngine::Decided decided);
 
 // Throws an Error when no living session has the name; the latest, when several have.
 std::shared_ptr<ResidencyEngine> find_engine(const std::string& name);

@@ -31,15 +31,15 @@ Placement::Placement(const ort::KernelInfo& info, const OperatorDefinition& defi
   if (!search.accelerator) return;
   const std::string label = node_label(info, definition);
   if (unsupported) {
-    info.warn(label + " runs on the CPU: " + unsupported);
+    info.logger().warn(label + " runs on the CPU: " + unsupported);
     return;
   }
   accelerator_ = search.accelerator;
   constants_ = accelerator_->adopt(constant_inputs(info, definition));
   if (device == "metal") return;
   worth_from_ = accelerator_->worth_from();
-  info.note(label + " runs on the CPU for calls below " + std::to_string(worth_from_) +
-            " multiply-adds: they are over before a command buffer would be");
+  info.logger().note(label + " runs on the CPU for calls below " + std::to_string(worth_from_) +
+                     " multiply-adds: they are over before a command buffer would be");
 }
 
 Accelerator* Placement::accelerator(int64_t multiply_adds) const {

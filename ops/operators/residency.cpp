@@ -58,12 +58,25 @@ int64_t num_experts(const ort::KernelInfo& info, const ProjectionInputs& inputs)
   return shape && !shape->dimensions.empty() ? shape->dimensions[0] : kUnknown;
 }
 
+// A budget that bounds nothing is a surprise to whoever set it; everything else is as asked.
+void report(const ort::Logger& logger, const ResidencyOptions& options, const ResidencyPlan& plan) {
+  const std::string message = std::string("expert residency is ") + name_of(plan.mode) + ": " + plan.reason;
+  const bool unused_budget = plan.mode == ResidencyMode::kMapped && !options.budget.automatic();
+  if (unused_budget) {
+    logger.warn(message + "; onnx_moe.cache_bytes bounds nothing here");
+  } else {
+    logger.note(message);
+  }
+}
+
 }  // namespace
 
 ExpertResidency::ExpertResidency(const ort::KernelInfo& info, const std::vector<ProjectionInputs>& projections,
                                  int64_t top_k) {
   const ResidencyOptions options = read_options(info);
-  engine_ = session_engine(info.logger(), info.config_entry("onnx_moe.session").value_or(""), options);
+  const ort::Logger logger = info.logger();
+  engine_ = session_engine(logger.session(), info.config_entry("onnx_moe.session").value_or(""), options,
+                           [=](const ResidencyPlan& plan) { report(logger, options, plan); });
   ExpertLayer layer{info.node_name(), num_experts(info, projections.front()), std::max<int64_t>(top_k, 1), {}};
   for (const ProjectionInputs& inputs : projections) {
     layer.projections.push_back({find_tensor(info, inputs.weights(), inputs.name("weights")),

@@ -148,18 +148,18 @@ std::optional<ConstTensor> KernelInfo::constant_input(size_t index) const {
   return ConstTensor(api_, value);
 }
 
-const OrtLogger* KernelInfo::logger() const {
+Logger KernelInfo::logger() const {
   const OrtLogger* logger = nullptr;
   check(api_, KernelInfo_GetLogger(api_, info_, &logger));
-  return logger;
+  return Logger(api_, logger);
 }
 
-void KernelInfo::warn(const std::string& message) const { log(2, message); }
+void Logger::warn(const std::string& message) const { log(2, message); }
 
-void KernelInfo::note(const std::string& message) const { log(1, message); }
+void Logger::note(const std::string& message) const { log(1, message); }
 
-void KernelInfo::log(int severity, const std::string& message) const {
-  check(api_, Logger_LogMessage(api_, logger(), severity, message.c_str(), "onnx_moe", 0, "KernelInfo"));
+void Logger::log(int severity, const std::string& message) const {
+  check(api_, Logger_LogMessage(api_, logger_, severity, message.c_str(), "onnx_moe", 0, "Logger"));
 }
 
 OrtAllocator* KernelInfo::allocator() const {

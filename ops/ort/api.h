@@ -66,6 +66,23 @@ class ConstTensor {
   const void* data_ = nullptr;
 };
 
+// A session's log, for as long as the session lives. Any thread.
+class Logger {
+ public:
+  Logger(const OrtApi* api, const OrtLogger* logger) : api_(api), logger_(logger) {}
+
+  void warn(const std::string& message) const;
+  void note(const std::string& message) const;
+  // Stands for the session: the same for all its kernels, and no other living session's.
+  const void* session() const { return logger_; }
+
+ private:
+  void log(int severity, const std::string& message) const;
+
+  const OrtApi* api_;
+  const OrtLogger* logger_;
+};
+
 // What a kernel learns about its node at creation.
 class KernelInfo {
  public:
@@ -83,16 +100,10 @@ class KernelInfo {
   std::optional<std::string> config_entry(const std::string& key) const;
   // An input that is a constant of the graph; its memory stays as long as the session. Nothing for others.
   std::optional<ConstTensor> constant_input(size_t index) const;
-  // The session's logger: the same for all its kernels, and no other living session's.
-  const OrtLogger* logger() const;
-  // To the session's log.
-  void warn(const std::string& message) const;
-  void note(const std::string& message) const;
+  Logger logger() const;
   OrtAllocator* allocator() const;
 
  private:
-  void log(int severity, const std::string& message) const;
-
   const OrtApi* api_;
   const OrtKernelInfo* info_;
 };

@@ -111,9 +111,10 @@ def save(stack: Stack, folder: Path) -> Path:
     return path
 
 
-def session(path: Path, threads: int = 1, **entries: object) -> onnxruntime.InferenceSession:
-    """A session with the entries onnx_moe.<name> = value."""
+def session(path: Path, threads: int = 1, log_severity: int = 2, **entries: object) -> onnxruntime.InferenceSession:
+    """A session with the entries onnx_moe.<name> = value; it logs what is as severe or more."""
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = log_severity
     options.intra_op_num_threads = threads
     for name, value in entries.items():
         options.add_session_config_entry(f"onnx_moe.{name}", str(value))

@@ -144,6 +144,25 @@ def test_automatic_residency_reads_what_does_not_fit_and_says_why(fused: Path, m
     assert "fit into onnx_moe.cache_bytes" in fitting["reason"]
 
 
+@pytest.mark.parametrize(
+    ("entries", "severity", "line"),
+    [
+        ({"cache_bytes": "300KiB"}, 1, "expert residency is pool: the experts' "),
+        ({"cache_bytes": "1GiB"}, 2, "; onnx_moe.cache_bytes bounds nothing here"),
+        ({}, 1, "expert residency is mapped: the experts' "),
+        ({"residency": "pagecache"}, 1, "expert residency is pagecache: onnx_moe.residency asks for it"),
+    ],
+)
+def test_the_log_tells_the_mode_once(
+    fused: Path, capfd: pytest.CaptureFixture[str], entries: dict[str, str], severity: int, line: str
+) -> None:
+    logged = {}
+    for least in (severity, severity + 1):
+        run(session(fused, log_severity=least, **entries), INPUTS[:3])
+        logged[least] = capfd.readouterr().err.count(line)
+    assert logged == {severity: 1, severity + 1: 0}
+
+
 def test_the_budget_can_change_while_runs_are_under_way(fused: Path, mapped: Run) -> None:
     pooled = session(fused, residency="pool", cache_bytes="100%")
     live = engine(pooled)
