@@ -136,19 +136,19 @@ class Weights<Format::kFp4> {
 inline bool scales_fit(Format format, const uint8_t* scales, int64_t bytes) {
   constexpr uint8_t kLeast = 127 - 60;
   constexpr uint8_t kRange = 120;
-  bool fit = true;
+  uint8_t misfits = 0;  // bytes, not bools: this loop becomes vectors
   switch (format) {
     case Format::kMxfp4:
-      for (int64_t i = 0; i < bytes; ++i) fit &= static_cast<uint8_t>(scales[i] - kLeast) <= kRange;
+      for (int64_t i = 0; i < bytes; ++i) misfits |= static_cast<uint8_t>(scales[i] - kLeast) > kRange ? 1 : 0;
       break;
     case Format::kNvfp4:
-      for (int64_t i = 0; i < bytes; ++i) fit &= (scales[i] & 0x7F) != 0x7F;
+      for (int64_t i = 0; i < bytes; ++i) misfits |= (scales[i] & 0x7F) == 0x7F ? 1 : 0;
       break;
     case Format::kFp4:
-      for (int64_t i = 1; i < bytes; i += 2) fit &= (scales[i] & 0x7C) != 0x7C;
+      for (int64_t i = 1; i < bytes; i += 2) misfits |= (scales[i] & 0x7C) == 0x7C ? 1 : 0;
       break;
   }
-  return fit;
+  return misfits == 0;
 }
 
 // Part of a panel: [step][limb][vector] tiles, whose rows are pairs of columns, sixteen weight rows wide.
@@ -158,23 +158,30 @@ class BfloatPanel {
   static constexpr int kLimbs = Weights<kFormat>::kLimbs;
   static constexpr int kVectors = Avx512::kPanelVectors;
 
-  // Columns start … end of the source's weight rows.
+  // Decodes what comes from here on: columns start … end of the source's weight rows. A panel that is not kept holds
+  // the last kSteps steps: what nobody reads again would push activations out of the first cache.
   template <typename Source>
-  ONNX_MOE_NOINLINE void decode(const Operands& operands, const Source& source, int64_t start, int64_t end,
-                                PanelFetch& fetch) {
+  void begin(const Operands& operands, const Source& source, int64_t start, int64_t end, bool kept) {
+    depth_ = operands.depth;
+    slots_ = kept ? ~int64_t{0} : kSteps - 1;
+    start_ = start;
     scales_.load(operands, source, start, end);
-    for (int64_t column = start; column < end; column += kUnit) {
-      for (int vector = 0; vector < kVectors; ++vector) {
-        fetch.fetch_some();
-        __m512i codes[4];
-        source.load_codes(vector, column, codes);
-        uint8_t* target = tiles_ + offset((column - start) / kStepColumns, 0, vector);
-        put<0>(codes, column - start, vector, target);
-        if (column + kUnit / 2 < operands.depth) {
-          put<2>(codes, column - start, vector, target);
-        } else {
-          clear_second_half(target);
-        }
+  }
+
+  template <typename Source>
+  ONNX_MOE_NOINLINE void decode_step(const Source& source, int64_t step, PanelFetch& fetch) {
+    const int64_t column = step * kStepColumns;
+    const bool whole = start_ + column + kStepColumns / 2 < depth_;
+    for (int vector = 0; vector < kVectors; ++vector) {
+      fetch.fetch_some();
+      __m512i codes[4];
+      source.load_codes(vector, start_ + column, codes);
+      uint8_t* target = tiles_ + offset(step, 0, vector);
+      put<0>(codes, column, vector, target);
+      if (whole) {
+        put<2>(codes, column, vector, target);
+      } else {
+        clear_second_half(target);
       }
     }
   }
@@ -184,8 +191,8 @@ class BfloatPanel {
  private:
   static_assert(kUnit == kStepColumns);
 
-  static constexpr int64_t offset(int64_t step, int limb, int vector) {
-    return ((step * kLimbs + limb) * kVectors + vector) * kTileBytes;
+  int64_t offset(int64_t step, int limb, int vector) const {
+    return (((step & slots_) * kLimbs + limb) * kVectors + vector) * kTileBytes;
   }
 
   // Sixteen columns, which share their scale: two dwords of codes.
@@ -211,6 +218,11 @@ class BfloatPanel {
     }
   }
 
+  static constexpr int64_t kSteps = 4;  // a power of two
+
+  int64_t depth_ = 0;
+  int64_t slots_ = 0;  // a step's place is its number, of these bits
+  int64_t start_ = 0;
   PanelScales<Avx512, Columns> scales_;
   alignas(64) uint8_t tiles_[Columns / kStepColumns * kLimbs * kVectors * kTileBytes];
 };

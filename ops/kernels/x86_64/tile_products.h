@@ -1,18 +1,18 @@
-// Many activation rows by AMX: a part of a panel of 32 weight rows is decoded to bfloat16 and multiplied with a part of
-// all rows, 32 × 32 sums at a time. Activations are as many bfloat16 limbs as the precision asks for, so that level 0
-// is as accurate as float32 arithmetic; products of limbs that lie below a float's last bit are left out.
+// Many activation rows by AMX: a part of a panel of 32 weight rows is decoded to bfloat16, a step of 32 columns at a
+// time, while the tiles multiply the step before with up to 32 rows; further rows are multiplied with what is decoded
+// then. Activations are as many bfloat16 limbs as the precision asks for, so that level 0 is as accurate as float32
+// arithmetic.
 #pragma once
 
 #include <algorithm>
 
-#include "kernels/vector/panel.h"
-#include "kernels/x86_64/bfloat_panel.h"
+#include "kernels/x86_64/tile_block.h"
 
 namespace onnx_moe {
 namespace {
 
-// Columns of a part: its rows and weights stay in the first two caches, and its sums, which wait in memory for the next
-// part, are loaded and stored seldom enough.
+// Columns of a part: what is decoded of it and 32 rows of its activations stay in the first cache, and its sums, which
+// wait in memory for the next part, are loaded and stored seldom enough.
 constexpr int64_t part_columns(int limbs) { return limbs == 3 ? 256 : 512; }
 
 template <template <typename> typename SourceOf, Format kFormat, int Limbs>
@@ -42,18 +42,13 @@ class TileProducts {
   static constexpr int64_t kColumns = part_columns(Limbs);
   using Activations = GatheredRows<Limbs, kColumns>;
   using Panel = BfloatPanel<kFormat, kColumns>;
-  static constexpr int64_t kBlockRows = 2 * kTileRows;
 
   struct Part {
     int64_t start;
     int64_t end;
     int64_t rows;
-  };
 
-  // Where the sums of a block of rows are, for both tiles of weight rows.
-  struct Sums {
-    float* data[Panel::kVectors];
-    int64_t stride;  // floats
+    int64_t steps() const { return steps_of(end - start); }
   };
 
   static void multiply_part(const Operands& operands, const Fp4Tile& tile, const Part& part,
@@ -62,15 +57,16 @@ class TileProducts {
     const int vectors_per_band = Panel::kVectors / tile.bands;
     const int64_t panel_columns = vectors_per_band * kTileRows;
     for (int64_t column = 0; column < tile.columns; column += panel_columns) {
-      Sums sums{{}, products.stride};
+      BlockSums sums{{}, products.stride, part.start == 0};
       for (int v = 0; v < Panel::kVectors; ++v) {
         sums.data[v] =
             products.data + v / vectors_per_band * products.band_stride + column + v % vectors_per_band * kTileRows;
       }
       const Source source(operands, tile, column, vectors_per_band);
-      PanelFetch fetch(part_runs(operands, source.runs(), part), steps_of(part.end - part.start) * Panel::kVectors);
-      panel.decode(operands, source, part.start, part.end, fetch);
-      multiply_rows(part, activations, panel, shapes, sums);
+      PanelFetch fetch(part_runs(operands, source.runs(), part), part.steps() * Panel::kVectors);
+      panel.begin(operands, source, part.start, part.end, part.rows > DoubleBlock<Limbs>::kMostRows);
+      multiply_rows(part, activations, panel, shapes, sums,
+                    [&](int64_t step) ONNX_MOE_INLINE { panel.decode_step(source, step, fetch); });
     }
   }
 
@@ -87,86 +83,52 @@ class TileProducts {
     return runs;
   }
 
+  // Blocks of nearly equal size; the first one decodes the panel.
+  template <typename DecodeStep>
   static void multiply_rows(const Part& part, const Activations& activations, const Panel& panel, TileShapes& shapes,
-                            const Sums& sums) {
-    const int64_t blocks = (part.rows + kBlockRows - 1) / kBlockRows;
+                            BlockSums sums, const DecodeStep& decode_step) {
+    const auto nothing = [](int64_t) {};
+    const int64_t blocks = (part.rows + DoubleBlock<Limbs>::kMostRows - 1) / DoubleBlock<Limbs>::kMostRows;
     for (int64_t block = 0, row = 0; block < blocks; ++block) {
-      const int64_t count = (part.rows - row) / (blocks - block);
-      shapes.set(count);
-      Sums block_sums = sums;
-      for (float*& data : block_sums.data) data += row * sums.stride;
-      if (count > kTileRows) {
-        multiply_block<true>(part, activations, row, panel, block_sums);
+      const RowBlock rows{row, (part.rows - row) / (blocks - block)};
+      if (block == 0) {
+        multiply_block(part, activations, rows, panel, shapes, sums, decode_step);
       } else {
-        multiply_block<false>(part, activations, row, panel, block_sums);
+        multiply_block(part, activations, rows, panel, shapes, sums, nothing);
       }
-      row += count;
+      row += rows.count;
+      for (float*& data : sums.data) data += rows.count * sums.stride;
     }
   }
 
-  template <bool kTwo>
-  ONNX_MOE_NOINLINE static void multiply_block(const Part& part, const Activations& activations, int64_t row,
-                                               const Panel& panel, const Sums& sums) {
-    if (part.start == 0) {
-      zero<kTwo>();
+  struct RowBlock {
+    int64_t first;
+    int64_t count;
+  };
+
+  template <typename DecodeStep>
+  static void multiply_block(const Part& part, const Activations& activations, const RowBlock& rows, const Panel& panel,
+                             TileShapes& shapes, const BlockSums& sums, const DecodeStep& decode_step) {
+    if (rows.count > kTileRows) {
+      multiply_block<DoubleBlock<Limbs>>(part, activations, rows, panel, shapes, sums, decode_step);
     } else {
-      load<kTwo>(sums);
+      multiply_block<SingleBlock<Limbs>>(part, activations, rows, panel, shapes, sums, decode_step);
     }
-    const int64_t steps = steps_of(part.end - part.start);
+  }
+
+  template <typename Block, typename DecodeStep>
+  ONNX_MOE_NOINLINE static void multiply_block(const Part& part, const Activations& activations, const RowBlock& rows,
+                                               const Panel& panel, TileShapes& shapes, const BlockSums& sums,
+                                               const DecodeStep& decode_step) {
+    const int64_t steps = part.steps();
+    Block::set_shapes(shapes, rows.count);
+    decode_step(0);
+    Block::start(sums);
     for (int64_t step = 0; step < steps; ++step) {
-      unroll<Panel::kLimbs>([&](auto weight_limb) ONNX_MOE_INLINE {
-        load_tile<kWeights0>(panel.tile(step, weight_limb, 0), kTileRowBytes);
-        load_tile<kWeights1>(panel.tile(step, weight_limb, 1), kTileRowBytes);
-        unroll<Limbs>([&](auto limb) ONNX_MOE_INLINE {
-          if constexpr (limb + weight_limb < 3) add_products<kTwo>(activations, step, limb, row);
-        });
-      });
+      if (step + 1 < steps) decode_step(step + 1);
+      Block::add(panel, activations, step, rows.first);
     }
-    store<kTwo>(sums);
-  }
-
-  template <bool kTwo>
-  ONNX_MOE_INLINE static void add_products(const Activations& activations, int64_t step, int limb, int64_t row) {
-    load_tile<kRows0>(activations.tile(step, limb, row), kTileRowBytes);
-    if constexpr (kTwo) load_tile<kRows1>(activations.tile(step, limb, row + kTileRows), kTileRowBytes);
-    multiply_tiles<kSum00, kRows0, kWeights0>();
-    multiply_tiles<kSum01, kRows0, kWeights1>();
-    if constexpr (kTwo) {
-      multiply_tiles<kSum10, kRows1, kWeights0>();
-      multiply_tiles<kSum11, kRows1, kWeights1>();
-    }
-  }
-
-  template <bool kTwo>
-  ONNX_MOE_INLINE static void zero() {
-    zero_tile<kSum00>();
-    zero_tile<kSum01>();
-    if constexpr (kTwo) {
-      zero_tile<kSum10>();
-      zero_tile<kSum11>();
-    }
-  }
-
-  template <bool kTwo>
-  ONNX_MOE_INLINE static void load(const Sums& sums) {
-    const int64_t bytes = sums.stride * static_cast<int64_t>(sizeof(float));
-    load_tile<kSum00>(sums.data[0], bytes);
-    load_tile<kSum01>(sums.data[1], bytes);
-    if constexpr (kTwo) {
-      load_tile<kSum10>(sums.data[0] + kTileRows * sums.stride, bytes);
-      load_tile<kSum11>(sums.data[1] + kTileRows * sums.stride, bytes);
-    }
-  }
-
-  template <bool kTwo>
-  ONNX_MOE_INLINE static void store(const Sums& sums) {
-    const int64_t bytes = sums.stride * static_cast<int64_t>(sizeof(float));
-    store_tile<kSum00>(sums.data[0], bytes);
-    store_tile<kSum01>(sums.data[1], bytes);
-    if constexpr (kTwo) {
-      store_tile<kSum10>(sums.data[0] + kTileRows * sums.stride, bytes);
-      store_tile<kSum11>(sums.data[1] + kTileRows * sums.stride, bytes);
-    }
+    Block::finish(sums, rows.count);
   }
 };
 

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileRowBytes = 64;
+constexpr int kTiles = 8;
 constexpr int64_t kTileBytes = kTileRows * kTileRowBytes;
 
 // Instructions on tiles. (Compilers' own functions for them want literal numbers, and GCC's do not say which memory
@@ -37,48 +38,28 @@ ONNX_MOE_INLINE inline void multiply_tiles() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kWeights));
 }
 
-// A product's tiles: two of activations (16 rows each) times two of weights (16 weight rows each) are four of sums.
-enum Tile : int {
-  kSum00 = 0,
-  kSum01 = 1,
-  kSum10 = 2,
-  kSum11 = 3,
-  kRows0 = 4,
-  kRows1 = 5,
-  kWeights0 = 6,
-  kWeights1 = 7
-};
-
 // The shapes of a thread's tiles while it multiplies; given up in the end, so that the system need not save them when
 // it switches threads.
 class TileShapes {
  public:
   TileShapes() = default;
   ~TileShapes() {
-    if (rows_ > 0) _tile_release();
+    if (key_ > 0) _tile_release();
   }
   TileShapes(const TileShapes&) = delete;
   TileShapes& operator=(const TileShapes&) = delete;
 
-  // For `rows` activation rows, 1 … 32. A product takes as many cycles as there are rows.
-  void set(int64_t rows) {
-    if (rows == rows_) return;
-    rows_ = rows;
-    const auto first = static_cast<uint8_t>(std::min(rows, kTileRows));
-    const auto second = static_cast<uint8_t>(std::max<int64_t>(rows - kTileRows, 1));
+  // rows_of(tile) is the rows of each; `key`, not 0, tells these shapes from others. A product takes as many cycles as
+  // its activations have rows.
+  template <typename RowsOf>
+  void set(int64_t key, const RowsOf& rows_of) {
+    if (key == key_) return;
+    key_ = key;
     Configuration configuration;
-    const auto shape = [&](Tile tile, uint8_t tile_rows) {
-      configuration.rows[tile] = tile_rows;
+    for (int tile = 0; tile < kTiles; ++tile) {
       configuration.row_bytes[tile] = kTileRowBytes;
-    };
-    shape(kSum00, first);
-    shape(kSum01, first);
-    shape(kSum10, second);
-    shape(kSum11, second);
-    shape(kRows0, first);
-    shape(kRows1, second);
-    shape(kWeights0, kTileRows);
-    shape(kWeights1, kTileRows);
+      configuration.rows[tile] = static_cast<uint8_t>(rows_of(tile));
+    }
     _tile_loadconfig(&configuration);
   }
 
@@ -93,7 +74,7 @@ class TileShapes {
   };
   static_assert(sizeof(Configuration) == 64);
 
-  int64_t rows_ = 0;
+  int64_t key_ = 0;  // of the shapes that are loaded
 };
 
 }  // namespace
