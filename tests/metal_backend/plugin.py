@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ from conformance.oracle import expected_gemm
 from conformance.test_gemm import allowed_frobenius
 
 ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "metal_plugin"
 HEADERS = Path(os.environ.get("ONNX_MOE_METAL_CPP", ROOT / "build" / "metal_cpp"))
 #: A call that onnx_moe.device = auto gives to the GPU.
 LARGE = GemmCase(tokens=(64,), slots=2, rows=512, blocks=8, num_experts=4)
@@ -108,25 +110,37 @@ class Plugin(ModelImplementation):
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
+def cmake_options() -> list[str]:
+    """How CMake builds the plugin for the fake device."""
+    return [
+        "-GNinja",
+        "-DONNX_MOE_METAL_SIMULATOR=ON",
+        f"-DONNX_MOE_METAL_CPP={HEADERS}",
+        f"-DCMAKE_CXX_COMPILER={CLANG}",
+        # The CPU kernels are optimised and held to warnings where they are tested; here that would take a minute.
+        "-DCMAKE_BUILD_TYPE=Debug",
+        "-DCMAKE_CXX_FLAGS_DEBUG=-O0",
+        "-DONNX_MOE_WARNINGS_AS_ERRORS=OFF",
+    ]
+
+
 def build_plugin() -> Plugin:
     """Builds the plugin for the fake device, or skips with the reason why it cannot be."""
     if given := os.environ.get("ONNX_MOE_METAL_PLUGIN"):  # built with ONNX_MOE_METAL on a Mac
         return Plugin(Path(given))
     if platform.machine() != "x86_64" or CLANG is None or shutil.which("ninja") is None:
-        pytest.skip("the fake Metal device needs x86-64, clang (Debian: clang-19) and ninja")
+        pytest.skip("the fake Metal device needs x86-64, clang 14 or newer and ninja")
     if not (HEADERS / "Metal" / "Metal.hpp").exists():
         pytest.skip(f"no metal-cpp headers in {HEADERS}: python -m tools.fetch_metal_cpp build/metal_cpp")
     # Where `python -m metal…` finds the package; PYTHONPATH would hide the installed onnx_moe from every other test.
     os.environ.setdefault("ONNX_MOE_SIMULATOR_PYTHON", f"cd {shlex.quote(str(ROOT))} && {shlex.quote(sys.executable)}")
-    build = ROOT / "build" / "metal_plugin"
-    options = ["-DONNX_MOE_METAL_SIMULATOR=ON", f"-DONNX_MOE_METAL_CPP={HEADERS}", f"-DCMAKE_CXX_COMPILER={CLANG}"]
-    # The CPU kernels are optimised and held to warnings where they are tested; here that would take a minute.
-    options += ["-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0", "-DONNX_MOE_WARNINGS_AS_ERRORS=OFF"]
-    configure = ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *options]
-    for command in (configure, ["ninja", "-C", build]):
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout + result.stderr
-    return Plugin(build / "ops" / "libonnx_moe.so")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:  # another test process may be building it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (["cmake", "-S", ROOT, "-B", BUILD, *cmake_options()], ["ninja", "-C", BUILD]):
+            result = subprocess.run(command, capture_output=True, text=True)
+            assert result.returncode == 0, result.stdout + result.stderr
+    return Plugin(BUILD / "ops" / "libonnx_moe.so")
 
 
 def main(library: Path, device: str) -> None:
