@@ -1,4 +1,4 @@
-"""Writes what the plugin carries of its kernels as C++: their text, and what Xcode's compiler made of it where it was there.
+"""Writes what the plugin carries of its kernels as C++: their text, and what Xcode made of it, where there was one.
 
     python embed_kernels.py KERNELS OUTPUT [METALLIBS]
 

@@ -26,12 +26,13 @@ from conformance.implementations import ModelImplementation, Outputs, run_poison
 from conformance.oracle import expected_gemm
 from conformance.test_gemm import allowed_frobenius
 
+from metal.simulator import compilers
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "metal_plugin"
 HEADERS = Path(os.environ.get("ONNX_MOE_METAL_CPP", ROOT / "build" / "metal_cpp"))
 #: A call that onnx_moe.device = auto gives to the GPU.
 LARGE = GemmCase(tokens=(64,), slots=2, rows=512, blocks=8, num_experts=4)
-CLANG = next((name for name in ("clang++-19", "clang++") if shutil.which(name)), None)
 
 
 @dataclass
@@ -116,7 +117,7 @@ def cmake_options() -> list[str]:
         "-GNinja",
         "-DONNX_MOE_METAL_SIMULATOR=ON",
         f"-DONNX_MOE_METAL_CPP={HEADERS}",
-        f"-DCMAKE_CXX_COMPILER={CLANG}",
+        f"-DCMAKE_CXX_COMPILER={compilers.CLANGXX}",
         # The CPU kernels are optimised and held to warnings where they are tested; here that would take a minute.
         "-DCMAKE_BUILD_TYPE=Debug",
         "-DCMAKE_CXX_FLAGS_DEBUG=-O0",
@@ -128,7 +129,7 @@ def build_plugin() -> Plugin:
     """Builds the plugin for the fake device, or skips with the reason why it cannot be."""
     if given := os.environ.get("ONNX_MOE_METAL_PLUGIN"):  # built with ONNX_MOE_METAL on a Mac
         return Plugin(Path(given))
-    if platform.machine() != "x86_64" or CLANG is None or shutil.which("ninja") is None:
+    if platform.machine() != "x86_64" or compilers.CLANGXX is None or shutil.which("ninja") is None:
         pytest.skip("the fake Metal device needs x86-64, clang 14 or newer and ninja")
     if not (HEADERS / "Metal" / "Metal.hpp").exists():
         pytest.skip(f"no metal-cpp headers in {HEADERS}: python -m tools.fetch_metal_cpp build/metal_cpp")

@@ -41,8 +41,8 @@ def pack(root: Path, installed: Path, tag: str, folder: Path) -> Path:
     record = f"{name}/RECORD"
     lines = [f"{path},sha256={_digest(data)},{len(data)}\n" for path, data in files.items()]
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path, data in files.items():
-            archive.writestr(path, data)
+        for name_inside, data in files.items():
+            archive.writestr(name_inside, data)
         archive.writestr(record, "".join(lines) + f"{record},,\n")
     return target
 

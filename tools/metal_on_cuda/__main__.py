@@ -16,13 +16,18 @@ import sys
 from pathlib import Path
 
 from tools.metal_on_cuda import bandwidth, values
-from tools.metal_on_cuda.device import PLANNER, CudaDevice, build
+from tools.metal_on_cuda.device import PLANNER, CudaDevice, KeepingDevice, build
 from tools.metal_on_cuda.models import MODELS, SMALL
 
 
 def build_all(folder: Path) -> None:
     """Compiles every kernel that the other commands launch: the small models take the same ones."""
-    build(folder, lambda device: (values.check(device, SMALL, (8, 1)), bandwidth.compile_for(device)))
+
+    def calls(device: KeepingDevice) -> None:
+        values.check(device, SMALL, (8, 1))
+        bandwidth.compile_for(device)
+
+    build(folder, calls)
 
 
 def main(arguments: list[str]) -> int:

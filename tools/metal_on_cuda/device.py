@@ -50,7 +50,7 @@ class CollectingDevice:
         yield
 
 
-def build(folder: Path, calls: Callable[[CollectingDevice], object]) -> None:
+def build(folder: Path, calls: Callable[[KeepingDevice], None]) -> None:
     """Compiles, for `folder`, the planner and every kernel that `calls` launches."""
     folder.mkdir(parents=True, exist_ok=True)
     device = CollectingDevice()
@@ -64,11 +64,12 @@ def build(folder: Path, calls: Callable[[CollectingDevice], object]) -> None:
 
 def _compile(path: Path, launch: Launch) -> str:
     # Only here: translating needs a preprocessor, which the machine with the card may lack.
-    from metal.simulator.device import library
-    from metal.simulator.translator import SHIM
+    from metal.simulator.device import KERNELS
+    from metal.simulator.translation import SHIM, generate, preprocess
 
+    text = preprocess(KERNELS / f"{launch.file}.metal", {"ELEMENT": launch.element})
     source = path.with_suffix(".cu")
-    source.write_text(library(launch.file, launch.element, "cuda").source([launch.kernel], dict(launch.constants)))
+    source.write_text(generate(text, "cuda", [launch.kernel], launch.constants))
     subprocess.run(["nvcc", *NVCC_FLAGS, f"-I{SHIM}", "-cubin", str(source), "-o", str(path)], check=True)
     return path.name
 
@@ -105,16 +106,16 @@ class CudaDevice:
         own = [(buffer, self.cuda.upload(buffer)) for buffer in launch.buffers if _address(buffer) not in self._kept]
         places = {_address(buffer): pointer for buffer, pointer in own} | self._kept
         buffers = np.array([places[_address(buffer)].value for buffer in launch.buffers], np.uint64)
-        arguments = [self.cuda.upload(buffers), self.cuda.upload(np.zeros(8, np.uint32))]
+        table = self.cuda.upload(buffers)
         grid = (*launch.threadgroups, 1)
         function = self._functions[name]
         self.seconds = self.cuda.median_seconds(
-            lambda: self.cuda.launch(function, grid, launch.threads, arguments), self.repeats
+            lambda: self.cuda.launch(function, grid, launch.threads, [table]), self.repeats
         )
         for buffer, pointer in own:
             if buffer.flags.writeable:
                 self.cuda.download(pointer, buffer)
-        for pointer in (*(pointer for _, pointer in own), *arguments):
+        for pointer in (*(pointer for _, pointer in own), table):
             self.cuda.free(pointer)
 
 

@@ -34,7 +34,6 @@ class Model:
         return Projection(self.gate_up.format)
 
 
-_CLAMPED = {"gate_layout": "interleaved", "alpha": 1.702, "beta": 1.0, "limit": 7.0}
 MODELS = (
     Model(
         "GLM-4.7-Flash",
@@ -51,7 +50,15 @@ MODELS = (
         2880,
         32,
         Router(4, "softmax_after_topk"),
-        Projection("mxfp4", activation="silu", gated=1, **_CLAMPED),
+        Projection(
+            "mxfp4",
+            activation="silu",
+            gated=1,
+            gate_layout="interleaved",
+            alpha=1.702,
+            beta=1.0,
+            limit=7.0,
+        ),
         gate_bias=True,
     ),
     Model(

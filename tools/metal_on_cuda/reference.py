@@ -15,7 +15,7 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -
 
 def decode_scales(scales: Array, format: str) -> Array:
     if format == "mxfp4":
-        return 2.0 ** (scales.astype(np.float64) - 127)
+        return np.exp2(scales.astype(np.float64) - 127)
     exponent, mantissa = (scales >> 3).astype(np.int64), (scales & 7).astype(np.float64)
     return np.where(exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7))
 
@@ -26,7 +26,7 @@ def project(attributes: Projection, projection: ProjectionWeights, expert: int, 
     values = E2M1[np.stack((codes & 15, codes >> 4), -1).reshape(len(codes), -1)]
     scales = decode_scales(projection.scales[expert], attributes.format)
     blocks = values.reshape(*scales.shape, -1) * scales[..., None]
-    products = blocks.reshape(values.shape) @ x.astype(np.float64)
+    products: Array = blocks.reshape(values.shape) @ x.astype(np.float64)
     if projection.bias is not None:
         products = products + projection.bias[expert].astype(np.float64)
     if not attributes.gated:
@@ -36,7 +36,8 @@ def project(attributes: Projection, projection: ProjectionWeights, expert: int, 
     gate, up = (products[::2], products[1::2]) if interleaved else (products[:half], products[half:])
     if attributes.limit:
         gate, up = np.minimum(gate, attributes.limit), np.clip(up, -attributes.limit, attributes.limit)
-    return gate / (1 + np.exp(-attributes.alpha * gate)) * (up + attributes.beta)
+    activated: Array = gate / (1 + np.exp(-attributes.alpha * gate)) * (up + attributes.beta)
+    return activated
 
 
 @dataclass(frozen=True)
@@ -80,5 +81,6 @@ def run_block(model: Model, block: Block, routing: Routing, x: Array, token: int
 
 
 def _softmax(values: Array) -> Array:
-    powers = np.exp(values - values.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    powers: Array = np.exp(values - values.max(-1, keepdims=True))
+    sums: Array = powers.sum(-1, keepdims=True)
+    return np.divide(powers, sums)

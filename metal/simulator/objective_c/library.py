@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from .. import runner
+from ..library import KernelLibrary, fiber_runtime_path
 
 
 def miscompile(source: Path, defect: str) -> None:
@@ -24,8 +24,8 @@ def miscompile(source: Path, defect: str) -> None:
 def main(source: str) -> None:
     if defect := os.environ.get("ONNX_MOE_SIMULATOR_MISCOMPILES"):
         miscompile(Path(source), defect)
-    library = runner.compile(source, open_constants=True)
-    print(runner.fiber_runtime_path(), library.shared_object(), sep="\n")
+    library = KernelLibrary.load(Path(source), open_constants=True)
+    print(fiber_runtime_path(), library.shared_object(), sep="\n")
 
 
 if __name__ == "__main__":
