@@ -9,6 +9,18 @@ namespace metal {
 template <class T, int N>
 struct vec;
 
+// On fibers, copies are loads of components, which can be counted; a compiler's own copy of 16 bytes is none.
+#if defined(MSL_CPU)
+#define MSL_COPIES(N)                                                \
+  vec(const vec& other) { *this = other; }                           \
+  vec& operator=(const vec& other) {                                 \
+    for (int i = 0; i < N; i++) components[i] = other.components[i]; \
+    return *this;                                                    \
+  }
+#else
+#define MSL_COPIES(N)
+#endif
+
 #define MSL_VECTOR(N, ALIGNMENT, ...)                                                       \
   template <class T>                                                                        \
   struct alignas(ALIGNMENT * sizeof(T)) vec<T, N> {                                         \
@@ -19,6 +31,7 @@ struct vec;
       T components[ALIGNMENT];                                                              \
     };                                                                                      \
     vec() = default;                                                                        \
+    MSL_COPIES(N)                                                                           \
     template <class S, class = msl_enable_if_t<msl_is_number<S>>>                           \
     MSL_V vec(S all) {                                                                      \
       for (int i = 0; i < N; i++) components[i] = T(all);                                   \
@@ -36,6 +49,7 @@ MSL_VECTOR(2, 2, x, y);
 MSL_VECTOR(3, 4, x, y, z);
 MSL_VECTOR(4, 4, x, y, z, w);
 #undef MSL_VECTOR
+#undef MSL_COPIES
 
 #define MSL_VECTOR_OPERATOR(R, op)                                              \
   template <class T, int N>                                                     \
