@@ -1,5 +1,4 @@
 // The C API over the core: arguments in, exceptions to error texts, everything on the calling thread.
-#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <string>
@@ -12,6 +11,7 @@
 #include "core/expert_gemm.h"
 #include "core/quantize.h"
 #include "core/router.h"
+#include "core/serial_host.h"
 #include "experts/cache_simulator.h"
 #include "experts/residency_registry.h"
 #include "experts/routing_recorder.h"
@@ -40,15 +40,6 @@ int guarded(Body&& body) {
   }
   return 1;
 }
-
-class SerialHost final : public Host {
- public:
-  void parallel_for(Task task, void* state, size_t count) override {
-    for (size_t i = 0; i < count; ++i) task(state, i);
-  }
-  void* allocate(size_t bytes) override { return std::malloc(bytes); }
-  void release(void* memory) override { std::free(memory); }
-};
 
 ElementType element_type(int32_t type) {
   require(type == ONNX_MOE_FLOAT || type == ONNX_MOE_FLOAT16 || type == ONNX_MOE_BFLOAT16, "element type ", type,
