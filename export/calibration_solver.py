@@ -1,0 +1,127 @@
+"""Second-order quantisation: codes of one column after another, each error made up for by the columns that follow.
+
+The method is GPTQ's (Frantar et al., arXiv:2210.17323), for several matrices at once and for block formats: a block's
+scale is chosen when its first column is reached, on the weights as they then are, with each column's error counted as
+GPTQ counts it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from onnx_moe.formats import E2M1_VALUES, get_format
+from onnx_moe.quantization import QuantizedWeights, quantize
+from onnx_moe.reference.decode import decode_scales
+
+#: Added to a Hessian's diagonal, as a share of its mean: what tokens of the calibration text left open stays bounded.
+DAMPING = 0.01
+#: Columns whose errors reach the rest of the matrix in one product.
+_COLUMNS_AT_ONCE = 128
+#: E2M1 code of twice a magnitude.
+_CODE_OF_TWICE = torch.zeros(13, dtype=torch.uint8)
+_CODE_OF_TWICE[[int(2 * value) for value in E2M1_VALUES[:8]]] = torch.arange(8, dtype=torch.uint8)
+
+
+def quantize_second_order(
+    weights: torch.Tensor, hessians: torch.Tensor, format: str, block_size: int = 0
+) -> QuantizedWeights:
+    """`weights` [B, N, K] in FP4 with little Σ over tokens of |W x - Q x|².
+
+    hessians: [B, K, K], the mean of x xᵀ over the tokens of each matrix (any factor will do). Rows are rounded as
+    `quantize` rounds them, so that every reader decodes the result like any other.
+    """
+    block = get_format(format).resolve_block_size(block_size)
+    factors = _inverse_factors(hessians)
+    importance = 1 / factors.diagonal(dim1=1, dim2=2).square()
+    importance /= importance.mean(dim=1, keepdim=True)
+    global_scale = _global_scale(weights, importance, format, block)
+    batch, rows, columns = weights.shape
+    # Columns first, so that one of them is one run of memory.
+    remaining = weights.float().transpose(1, 2).contiguous()
+    codes = torch.empty(batch, columns, rows, dtype=torch.uint8)
+    scales = []
+    for start in range(0, columns, _COLUMNS_AT_ONCE):
+        stop = min(start + _COLUMNS_AT_ONCE, columns)
+        errors = torch.empty(batch, stop - start, rows)
+        for first in range(start, stop, block):
+            last = first + block
+            some = remaining[:, first:last]
+            chosen, values = _block_scales(some, importance[:, first:last], format, block, global_scale)
+            scales.append(chosen)
+            inner = errors[:, first - start : last - start]
+            _round_columns(some, values, factors[:, first:last, first:last], codes[:, first:last], inner)
+            remaining[:, last:stop] -= factors[:, first:last, last:stop].transpose(1, 2) @ inner
+        remaining[:, stop:] -= factors[:, start:stop, stop:].transpose(1, 2) @ errors
+    by_row = codes.transpose(1, 2)
+    return QuantizedWeights(
+        weights=(by_row[..., 0::2] | by_row[..., 1::2] << 4).contiguous().numpy(),
+        scales=np.concatenate(scales, axis=-1),
+        global_scale=global_scale,
+        format=format,
+        block_size=block,
+    )
+
+
+def _inverse_factors(hessians: torch.Tensor) -> torch.Tensor:
+    """Upper Cholesky factors U [B, K, K] of the damped Hessians' inverses.
+
+    Row i says how an error of column i, divided by U[i, i], is made up for by the columns behind it.
+    """
+    factors = torch.empty(hessians.shape)
+    for index, hessian in enumerate(hessians):
+        damped = hessian.double()
+        mean = float(damped.diagonal().mean())
+        damped.diagonal().add_(DAMPING * mean if mean > 0 else 1.0)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        factors[index] = torch.linalg.cholesky(inverse, upper=True)
+    return factors
+
+
+def _global_scale(
+    weights: torch.Tensor, importance: torch.Tensor, format: str, block: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+    if format != "nvfp4":
+        return None
+    return quantize(weights, format, block_size=block, importance=importance.numpy()).global_scale
+
+
+def _block_scales(
+    columns: torch.Tensor,
+    importance: torch.Tensor,
+    format: str,
+    block: int,
+    global_scale: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None,
+) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.generic]], torch.Tensor]:
+    """Scales [B, N, 1] of one block of each row, as stored and [B, N] as values, for weights [B, block, N]."""
+    rows = columns.transpose(1, 2).contiguous()
+    quantized = quantize(
+        rows, format, block_size=block, importance=importance.contiguous().numpy(), global_scale=global_scale
+    )
+    values = decode_scales(torch.from_numpy(quantized.scales), get_format(format), torch.float32)[..., 0]
+    if global_scale is not None:
+        values = values * torch.from_numpy(global_scale)[:, None]
+    return quantized.scales, values
+
+
+def _round_columns(
+    columns: torch.Tensor, scales: torch.Tensor, factors: torch.Tensor, codes: torch.Tensor, errors: torch.Tensor
+) -> None:
+    """Fills in codes and errors [B, block, N] of `columns` [B, block, N], which end up as what was rounded."""
+    diagonal = factors.diagonal(dim1=1, dim2=2)
+    # As the C++ quantiser: finite, so that a zero times it stays a zero.
+    inverse = (1 / scales).clamp(max=torch.finfo(torch.float32).max)
+    for index in range(columns.shape[1]):
+        column = columns[:, index]
+        magnitude = _round_to_e2m1(column.abs() * inverse)
+        codes[:, index] = _CODE_OF_TWICE[(2 * magnitude).int()] | torch.signbit(column).to(torch.uint8) << 3
+        error = (column - (magnitude * scales).copysign(column)) / diagonal[:, index, None]
+        errors[:, index] = error
+        following = columns[:, index + 1 :]
+        following.addcmul_(factors[:, index, index + 1 :, None], error[:, None], value=-1)
+
+
+def _round_to_e2m1(magnitude: torch.Tensor) -> torch.Tensor:
+    """The nearest E2M1 values, ties to even, saturated at 6: adding 1.5·2^23 steps rounds to a step."""
+    shift = torch.where(magnitude < 2, 6291456.0, torch.where(magnitude < 4, 12582912.0, 25165824.0))
+    return ((magnitude + shift) - shift).clamp(max=6.0)
