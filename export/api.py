@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from onnx_moe.errors import ExportError
-from onnx_moe.export.calibration import CalibratedLayer, calibrate_layers, calibration_runs
+from onnx_moe.export.calibration import CalibratedLayer, calibrate_layers, calibration_runs, few_tokens_note
 from onnx_moe.export.decoder import Decoder, cache_layers, decoder_inputs, is_decoder
 from onnx_moe.export.discovery import MoELayer, find_layers
 from onnx_moe.export.experts import Quantization, decoded_experts, fp4_experts
@@ -47,13 +47,17 @@ class ExportedLayer:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export` did. Bytes: of the module's parameters and buffers as they were, and of the files written."""
+    """What `export` did. Bytes: of the module's parameters and buffers as they were, and of the files written.
+
+    notes: what calibration could not do as it was asked to.
+    """
 
     path: Path
     format: str
     layers: tuple[ExportedLayer, ...]
     module_bytes: int
     model_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ def export(
             tidy(model, router_logits)
             notes = {"version": version("onnx-moe"), "format": format, "scale": scale, "torch": torch.__version__}
             notes |= {"calibration": "second-order"} if calibrated else {}
+            notes |= {"source": str(module.name_or_path)} if getattr(module, "name_or_path", "") else {}
             add_metadata(model, notes)
             tell("writing the model")  # in here: the initializers are the module's tensors of this moment
             save(model, path, functions)
@@ -147,6 +152,11 @@ def export(
         layers=tuple(_describe(layer) for layer in layers),
         module_bytes=module_bytes,
         model_bytes=path.stat().st_size + (data.stat().st_size if data.exists() else 0),
+        notes=tuple(
+            f"{path or 'the experts'}: {few_tokens_note(layer)}"
+            for path, layer in calibrated.items()
+            if layer.few_tokens
+        ),
     )
 
 

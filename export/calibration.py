@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -22,8 +21,6 @@ from onnx_moe.export.patching import replace_data
 from onnx_moe.operators import expert_gemm_attributes
 from onnx_moe.quantization import QuantizedWeights, dequantize
 from onnx_moe.reference.expert_gemm import activate
-
-logger = logging.getLogger("onnx_moe")
 
 #: Tokens of a window, and windows at most, that a text is read in.
 WINDOW_TOKENS, MAX_WINDOWS = 512, 128
@@ -99,18 +96,17 @@ def calibrate_layers(
             activations = record_activations(layer, runs)
             result = calibrate_layer(layer, activations, quantization)
             calibrated[layer.path] = result
-            if result.few_tokens:
-                logger.warning("%s: %s", layer.path or "the experts", few_tokens_note(result))
             if number < len(layers):
                 decoded = [[dequantize(part) for part in parts] for parts in (result.up, result.down)]
                 stack.enter_context(replace_data(decoded_values(layer, decoded)))
     return calibrated
 
 
-def few_tokens_note(layer: CalibratedLayer) -> str:
+def few_tokens_note(path: str, layer: CalibratedLayer) -> str:
+    """What is to be said of a layer with experts that the text hardly reached."""
     experts = ", ".join(map(str, layer.few_tokens[:8])) + (", …" if len(layer.few_tokens) > 8 else "")
     return (
-        f"{len(layer.few_tokens)} experts ({experts}) saw fewer than {MIN_TOKENS} of {layer.tokens} calibration tokens "
+        f"{path or 'the experts'}: {len(layer.few_tokens)} experts ({experts}) saw fewer than {MIN_TOKENS} of {layer.tokens} calibration tokens "
         "and were quantized for all of them: a longer text fits them better."
     )
 
