@@ -106,8 +106,8 @@ def few_tokens_note(path: str, layer: CalibratedLayer) -> str:
     """What is to be said of a layer with experts that the text hardly reached."""
     experts = ", ".join(map(str, layer.few_tokens[:8])) + (", …" if len(layer.few_tokens) > 8 else "")
     return (
-        f"{path or 'the experts'}: {len(layer.few_tokens)} experts ({experts}) saw fewer than {MIN_TOKENS} of {layer.tokens} calibration tokens "
-        "and were quantized for all of them: a longer text fits them better."
+        f"{path or 'the experts'}: {len(layer.few_tokens)} experts ({experts}) saw fewer than {MIN_TOKENS} of the "
+        f"{layer.tokens} calibration tokens and were quantized for all of them: a longer text fits them better."
     )
 
 
