@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.quantise_peers import Missing, Quantiser, compressed_tensors, modelopt, ours, torchao
+from bench.quantise_peers import Quantiser, installed_peers, ours
 from onnx_moe import quantize
 
 #: Rows and columns of random weights; of an expert of GLM-4.7-Flash.
@@ -22,7 +22,7 @@ _ROWS, _COLUMNS = 1536, 2048
 
 
 def distributions() -> dict[str, torch.Tensor]:
-    """Weights [N, K] of each kind, and the experts' gate and up projections of the trained model that ships, one below another."""
+    """Weights [N, K] of each kind; the last are gate and up projections of the trained model that ships."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(_ROWS, _COLUMNS, generator=generator)
     uniform = torch.rand(_ROWS, _COLUMNS, generator=generator).clamp(1e-7, 1 - 1e-7) - 0.5
@@ -80,23 +80,13 @@ def speeds() -> dict[str, float]:
     }
 
 
-def _of_peer(peer: Callable[[], list[Quantiser]], console: Console) -> list[Quantiser]:
-    try:
-        return peer()
-    except Missing as missing:
-        console.print(f"[yellow]left out:[/] {missing}", highlight=False)
-        return []
-
-
 def main(
     speed: Annotated[bool, typer.Option(help="Measure speed, too.")] = True,
     output: Annotated[Path | None, typer.Option(help="Write every figure there, as JSON.")] = None,
 ) -> None:
     """Weight error of each quantiser that is installed, ours first, and our speed."""
     console = Console()
-    quantisers = ours()
-    for peer in (torchao, modelopt, compressed_tensors):
-        quantisers += _of_peer(peer, console)
+    quantisers = [*ours(), *installed_peers(console)]
     errors = squared_errors(quantisers)
     table = Table(title="squared error of weights, in 1/1000 of their squares (less is better)")
     table.add_column("quantiser")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,19 @@ def compressed_tensors() -> list[Quantiser]:
         return fake_quantize(weights, scales, zeros, options, global_scale=global_scale)
 
     return [Quantiser("compressed-tensors", "mxfp4", mxfp4), Quantiser("compressed-tensors", "nvfp4", nvfp4)]
+
+
+def installed_peers(console: Console) -> list[Quantiser]:
+    """Those whose packages are there; the console says which are not."""
+    return [quantiser for peer in (torchao, modelopt, compressed_tensors) for quantiser in _try(peer, console)]
+
+
+def _try(peer: Callable[[], list[Quantiser]], console: Console) -> list[Quantiser]:
+    try:
+        return peer()
+    except Missing as missing:
+        console.print(f"[yellow]left out:[/] {missing}", highlight=False)
+        return []
 
 
 def ours() -> list[Quantiser]:
