@@ -138,7 +138,7 @@ class _Tokens:
     shared: bool
 
     def rows(self, expert: int) -> torch.Tensor:
-        """[n, H], each times the weight of the expert's output: squared errors count as they do in the layer's."""
+        """[n, H], inputs of the expert."""
         if not self.shared and expert not in self.few_tokens:
             rows, _ = self.activations.routed_to(expert)
             return rows
@@ -147,7 +147,7 @@ class _Tokens:
         return everything[::step]
 
     def weights(self, expert: int) -> torch.Tensor | float:
-        """[n], of the expert's output."""
+        """[n, 1], of the expert's output: with it, squared errors count as they do in the layer's output."""
         if self.shared or expert in self.few_tokens:
             return 1.0
         return self.activations.routed_to(expert)[1][:, None]
