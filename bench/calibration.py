@@ -52,7 +52,7 @@ def main(
     """Seconds that the second-order pass of one layer takes, without running the model."""
     layer, activations = random_layer(experts), random_activations(tokens, experts)
     start = time.perf_counter()
-    calibrate_layer(layer, activations, Quantization(format, 0, "mse", 0))
+    calibrate_layer(layer, activations, activations.hidden_states, Quantization(format, 0, "mse", 0))
     seconds = time.perf_counter() - start
     Console().print(
         f"{experts} experts of {_HIDDEN} × {_INTERMEDIATE}, {tokens} tokens, {format}: {seconds:.1f} s on "

@@ -152,11 +152,7 @@ def export(
         layers=tuple(_describe(layer) for layer in layers),
         module_bytes=module_bytes,
         model_bytes=path.stat().st_size + (data.stat().st_size if data.exists() else 0),
-        notes=tuple(
-            f"{path or 'the experts'}: {few_tokens_note(layer)}"
-            for path, layer in calibrated.items()
-            if layer.few_tokens
-        ),
+        notes=tuple(few_tokens_note(path, layer) for path, layer in calibrated.items() if layer.few_tokens),
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from onnx_moe.errors import ExportError
 from onnx_moe.export.calibration_activations import Activations, record_activations
-from onnx_moe.export.calibration_solver import quantize_second_order
+from onnx_moe.export.calibration_solver import follow_inputs, quantize_second_order
 from onnx_moe.export.discovery import MoELayer
 from onnx_moe.export.experts import Quantization, decoded_values, routed_and_shared
 from onnx_moe.export.patching import replace_data
@@ -90,15 +90,23 @@ def calibrate_layers(
 ) -> dict[str, CalibratedLayer]:
     """FP4 experts of each layer by its path. A layer sees its inputs as the layers before it, quantised, leave them."""
     calibrated: dict[str, CalibratedLayer] = {}
+    originals: dict[torch.Tensor, torch.Tensor] = {}
     with ExitStack() as stack:
         for number, layer in enumerate(layers, 1):
             tell(f"calibrating {layer.path or 'the experts'} ({number} of {len(layers)})")
             activations = record_activations(layer, runs)
-            result = calibrate_layer(layer, activations, quantization)
+            original = activations
+            if originals:
+                with replace_data(originals):
+                    original = record_activations(layer, runs)
+            result = calibrate_layer(layer, activations, original.hidden_states, quantization)
             calibrated[layer.path] = result
             if number < len(layers):
-                decoded = [[dequantize(part) for part in parts] for parts in (result.up, result.down)]
-                stack.enter_context(replace_data(decoded_values(layer, decoded)))
+                values = decoded_values(
+                    layer, [[dequantize(part) for part in parts] for parts in (result.up, result.down)]
+                )
+                originals.update({tensor: tensor.data for tensor in values})
+                stack.enter_context(replace_data(values))
     return calibrated
 
 
@@ -111,8 +119,14 @@ def few_tokens_note(path: str, layer: CalibratedLayer) -> str:
     )
 
 
-def calibrate_layer(layer: MoELayer, activations: Activations, quantization: Quantization) -> CalibratedLayer:
-    """The layer's experts, each quantised for the tokens that `activations` routes to it."""
+def calibrate_layer(
+    layer: MoELayer, activations: Activations, original: torch.Tensor, quantization: Quantization
+) -> CalibratedLayer:
+    """The layer's experts, each quantised for the tokens that `activations` routes to it.
+
+    original: the hidden states [T, H] of the same tokens in the model as it was: what the experts should make of them
+    is what they made of those.
+    """
     up, down = routed_and_shared(layer)
     for name, parts in (("up projection", up), ("down projection", down)):
         quantization.check_columns(parts[0], f"{layer.path or 'the module'}: {name}")
@@ -120,8 +134,7 @@ def calibrate_layer(layer: MoELayer, activations: Activations, quantization: Qua
     counts = torch.bincount(activations.expert_ids.flatten(), minlength=layer.experts.num_experts)
     result.few_tokens = [expert for expert, count in enumerate(counts.tolist()) if count < MIN_TOKENS]
     for part, (ups, downs) in enumerate(zip(up, down, strict=True)):
-        shared = part == 1
-        tokens = _Tokens(layer, activations, set(result.few_tokens), shared)
+        tokens = _Tokens(layer, activations, original, set(result.few_tokens), part == 1)
         quantized = [_calibrate_batch(tokens, ups, downs, batch, quantization) for batch in _batches(ups, downs)]
         result.up.append(_stack([pair[0] for pair in quantized]))
         result.down.append(_stack([pair[1] for pair in quantized]))
@@ -134,52 +147,68 @@ class _Tokens:
 
     layer: MoELayer
     activations: Activations
+    original: torch.Tensor
     few_tokens: set[int]
     shared: bool
 
-    def rows(self, expert: int) -> torch.Tensor:
-        """[n, H], inputs of the expert."""
-        if not self.shared and expert not in self.few_tokens:
-            rows, _ = self.activations.routed_to(expert)
-            return rows
-        everything = self.activations.hidden_states
-        step = -(-len(everything) // _POOLED_TOKENS)
-        return everything[::step]
-
-    def weights(self, expert: int) -> torch.Tensor | float:
-        """[n, 1], of the expert's output: with it, squared errors count as they do in the layer's output."""
-        if self.shared or expert in self.few_tokens:
-            return 1.0
-        return self.activations.routed_to(expert)[1][:, None]
+    def of(self, expert: int) -> _ExpertTokens:
+        pooled = self.shared or expert in self.few_tokens
+        if pooled:
+            step = -(-len(self.original) // _POOLED_TOKENS)
+            return _ExpertTokens(self.activations.hidden_states[::step], self.original[::step], 1.0)
+        tokens, weights = self.activations.routed_to(expert)
+        return _ExpertTokens(self.activations.hidden_states[tokens], self.original[tokens], weights[:, None])
 
     def activated(self, expert: int, rows: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        """Inputs [n, I] of the down projection, with the up projection's FP4 values."""
+        """Inputs [n, I] of the down projection that the up projection `up` [N, K] makes of `rows`."""
         experts = self.layer.experts
-        products = rows @ up.T
+        products = rows @ up.float().T
         if experts.up.bias is not None:
-            products = products + experts.up.bias[expert].float()
+            products = products + experts.up.bias[expert].detach().float()
         if experts.gate is not None:
             return experts.gate(products)
         return activate(products, expert_gemm_attributes(experts.activation))
+
+
+@dataclass
+class _ExpertTokens:
+    """Inputs [n, H] of an expert as they are and as they were, and the weights [n, 1] of its output: with them, squared
+    errors count as they do in the layer's output."""
+
+    rows: torch.Tensor
+    original: torch.Tensor
+    weights: torch.Tensor | float
 
 
 def _calibrate_batch(
     tokens: _Tokens, ups: torch.Tensor, downs: torch.Tensor, experts: range, quantization: Quantization
 ) -> tuple[QuantizedWeights, QuantizedWeights]:
     some = slice(experts.start, experts.stop)
-    format, block_size = quantization.format, quantization.block_size
-    rows = [tokens.rows(expert) for expert in experts]
-    weights = [tokens.weights(expert) for expert in experts]
-    hessians = torch.stack([_second_moment(x * weight) for x, weight in zip(rows, weights, strict=True)])
-    up = quantize_second_order(ups[some], hessians, format, block_size)
+    chosen = [tokens.of(expert) for expert in experts]
+    up = _fit(ups[some], [(own.rows * own.weights, own.original * own.weights) for own in chosen], quantization)
     values = torch.from_numpy(dequantize(up))
-    inputs = [tokens.activated(expert, rows[i], values[i]) * weights[i] for i, expert in enumerate(experts)]
-    hessians = torch.stack([_second_moment(x) for x in inputs])
-    return up, quantize_second_order(downs[some], hessians, format, block_size)
+    inputs = [
+        (
+            tokens.activated(expert, own.rows, values[i]) * own.weights,
+            tokens.activated(expert, own.original, ups[expert]) * own.weights,
+        )
+        for i, (expert, own) in enumerate(zip(experts, chosen, strict=True))
+    ]
+    return up, _fit(downs[some], inputs, quantization)
 
 
-def _second_moment(rows: torch.Tensor) -> torch.Tensor:
-    return rows.T @ rows / max(len(rows), 1)
+def _fit(
+    matrices: torch.Tensor, inputs: list[tuple[torch.Tensor, torch.Tensor]], quantization: Quantization
+) -> QuantizedWeights:
+    """Matrices [B, N, K] in FP4 for inputs [n, K] of each, as they are and as they were."""
+    hessians = torch.stack([_moment(rows, rows) for rows, _ in inputs])
+    crossings = torch.stack([_moment(original - rows, rows) for rows, original in inputs])
+    moved = follow_inputs(matrices, hessians, crossings)
+    return quantize_second_order(moved, hessians, quantization.format, quantization.block_size)
+
+
+def _moment(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    return rows.T @ others / max(len(rows), 1)
 
 
 def _batches(ups: torch.Tensor, downs: torch.Tensor) -> Iterator[range]:

@@ -22,9 +22,9 @@ class Activations:
     expert_weights: torch.Tensor
 
     def routed_to(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows [n, H] that the router sent to `expert`, and the weight [n] of its output in each."""
+        """The tokens [n] that the router sent to `expert`, and the weight [n] of its output in each."""
         tokens, slots = (self.expert_ids == expert).nonzero(as_tuple=True)
-        return self.hidden_states[tokens], self.expert_weights[tokens, slots]
+        return tokens, self.expert_weights[tokens, slots]
 
 
 class _LayerReached(Exception):

@@ -16,6 +16,8 @@ from onnx_moe.reference.decode import decode_scales
 
 #: Added to a Hessian's diagonal, as a share of its mean: what tokens of the calibration text left open stays bounded.
 DAMPING = 0.01
+#: Likewise, of the regression on changed inputs: it is over few tokens for each column.
+RIDGE = 0.1
 #: Columns whose errors reach the rest of the matrix in one product.
 _COLUMNS_AT_ONCE = 128
 #: E2M1 code of twice a magnitude.
@@ -61,6 +63,24 @@ def quantize_second_order(
         format=format,
         block_size=block,
     )
+
+
+def follow_inputs(weights: torch.Tensor, hessians: torch.Tensor, crossings: torch.Tensor) -> torch.Tensor:
+    """`weights` [B, N, K] moved so that they make of the inputs as they are nearly what they made of them as they were.
+
+    A ridge regression before anything is rounded. GPTAQ (Li et al., arXiv:2504.02692) has the same aim, inside GPTQ.
+
+    hessians: [B, K, K], the mean of x xᵀ of inputs x as they are. crossings: [B, K, K], the mean of (x' - x) xᵀ with
+    inputs x' as they were.
+    """
+    moved = weights.float().clone()
+    for matrix, hessian, crossing in zip(moved, hessians, crossings, strict=True):
+        damped = hessian.double()
+        mean = float(damped.diagonal().mean())
+        damped.diagonal().add_(RIDGE * mean if mean > 0 else 1.0)
+        change = torch.linalg.solve(damped, crossing.double().T).T
+        matrix += matrix @ change.float()
+    return moved
 
 
 def _inverse_factors(hessians: torch.Tensor) -> torch.Tensor:

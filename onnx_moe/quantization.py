@@ -239,7 +239,7 @@ def _checked_global_scale(
         return None
     if format != "nvfp4":
         raise InvalidInputError(f"global_scale is given, which {format} does not have: leave it out, or use nvfp4.")
-    values = np.ascontiguousarray(global_scale, np.float32)
+    values = np.asarray(global_scale, np.float32)
     if values.shape != shape:
         raise InvalidInputError(f"global_scale has shape {list(values.shape)}, but must be {list(shape)}.")
     return values.reshape(-1)
