@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,7 +69,7 @@ class Bench:
             experts = Experts(*original_matrices(layer), activation_of(layer))
             ids = np.concatenate([run.ids, np.full((len(run.ids), 1), layer.experts.num_experts)], axis=1)
             weights = np.concatenate([run.weights, np.ones((len(run.ids), 1), np.float32)], axis=1)
-            y = experts.evaluate(type(run)(run.x, ids, weights, run.y))
+            y = experts.evaluate(replace(run, ids=ids, weights=weights))
             squares += np.square(y - run.y).sum(), np.square(run.y.astype(np.float64)).sum()
         return float(np.sqrt(squares[0] / squares[1]))
 

@@ -16,7 +16,7 @@ from onnx_moe.accuracy.report import Interval
 #: Checks of `onnx_moe.accuracy.check`.
 NAMES = (
     "layer MSE (seed)",
-    "layer MSE, scaled",
+    "layer MSE",
     "layer FP4 error",
     "layer arithmetic",
     "router agreement",

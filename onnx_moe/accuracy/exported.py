@@ -27,12 +27,16 @@ _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 @dataclass(frozen=True)
 class LayerRun:
-    """What one layer's experts got and gave: x [T, H], ids [T, k], weights [T, k], y [T, H], float32."""
+    """What one layer's experts got and gave: x [T, H], ids [T, k], weights [T, k], y [T, H], float32.
+
+    stream [T, H]: the hidden states behind the layer, y added to what came past it.
+    """
 
     x: NDArray[np.float32]
     ids: NDArray[np.int64]
     weights: NDArray[np.float32]
     y: NDArray[np.float32]
+    stream: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class ExportedModel:
         feeds.update(self._decoder.empty_cache(len(input_ids)))
         logits, *probes = self._session.run(["logits", *self._probes], feeds)
         runs = []
-        for x, ids, weights, y in (probes[start : start + 4] for start in range(0, len(probes), 4)):
+        for x, ids, weights, y, stream in (probes[start : start + 5] for start in range(0, len(probes), 5)):
             rows, slots = y.reshape(-1, y.shape[-1]).shape[0], ids.shape[-1]
             runs.append(
                 LayerRun(
@@ -98,6 +102,7 @@ class ExportedModel:
                     ids.reshape(rows, slots).astype(np.int64),
                     weights.reshape(rows, slots).astype(np.float32),
                     y.reshape(rows, -1).astype(np.float32),
+                    stream.reshape(rows, -1).astype(np.float32),
                 )
             )
         return logits.astype(np.float32), runs
@@ -115,9 +120,10 @@ def _find_layers(model: ir.Model, path: Path) -> list[ExportedLayer]:
 
 
 def _probe(model: ir.Model, layer: ExportedLayer) -> list[str]:
-    """Makes x, ids, weights and y of the layer outputs of the model; their names."""
-    values = (layer.up.inputs[0], layer.up.inputs[1], layer.down.inputs[6], layer.down.outputs[0])
-    kinds = (ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.FLOAT, ir.DataType.FLOAT)
+    """Makes x, ids, weights, y and stream of the layer outputs of the model; their names."""
+    y = layer.down.outputs[0]
+    values = (layer.up.inputs[0], layer.up.inputs[1], layer.down.inputs[6], y, _stream(y))
+    kinds = (ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.FLOAT, ir.DataType.FLOAT, ir.DataType.FLOAT)
     names = []
     for value, kind in zip(values, kinds, strict=True):
         assert value is not None
@@ -126,3 +132,11 @@ def _probe(model: ir.Model, layer: ExportedLayer) -> list[str]:
             model.graph.outputs.append(value)
         names.append(str(value.name))
     return names
+
+
+def _stream(y: ir.Value) -> ir.Value:
+    """The hidden states that `y` becomes part of: the first value behind it that more than one node reads."""
+    value = y
+    while len(value.uses()) == 1:
+        value = next(iter(value.uses())).node.outputs[0]
+    return value

@@ -99,6 +99,7 @@ def _layers(report: AccuracyReport) -> str:
             _cell(workload.name),
             _cell(f"{layer.relative_error:.4f}"),
             _cell(f"{layer.mse:.2e}"),
+            _cell(f"{layer.stream_mse:.2e}"),
             _cell(f"{layer.fp4_error:.4f}"),
             _cell(f"{layer.arithmetic_error:.1e}"),
             _cell(f"{100 * layer.routing_overlap:.1f} %"),
@@ -108,7 +109,18 @@ def _layers(report: AccuracyReport) -> str:
         for workload in report.workloads
         for layer in workload.layers
     ]
-    headings = ("layer", "workload", "error", "MSE", "FP4 alone", "arithmetic", "routing", "router", "experts")
+    headings = (
+        "layer",
+        "workload",
+        "error",
+        "MSE",
+        "stream MSE",
+        "FP4 alone",
+        "arithmetic",
+        "routing",
+        "router",
+        "experts",
+    )
     return _table(headings, rows)
 
 

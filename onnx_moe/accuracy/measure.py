@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 
@@ -200,15 +200,14 @@ def _run_workload(
 def _compare_layer(pair: _Pair, ours: LayerRun, theirs: LayerRun, reference: ReferenceModel) -> LayerAccuracy:
     difference = ours.y.astype(np.float64) - theirs.y
     step = -(-len(ours.x) // _EVALUATED_ROWS)
-    some = LayerRun(ours.x[::step], ours.ids[::step], ours.weights[::step], ours.y[::step])
+    some = LayerRun(*(getattr(ours, entry.name)[::step] for entry in fields(LayerRun)))
     top_k = pair.reference.top_k
     expected = reference.route(pair.reference, ours.x)
-    mean_square = float(np.square(theirs.y.astype(np.float64)).mean())
     return LayerAccuracy(
         layer=pair.exported.name,
         relative_error=_relative(ours.y, theirs.y),
         mse=float(np.square(difference).mean()),
-        scaled_mse=float(np.square(difference).mean()) / mean_square,
+        stream_mse=_relative(ours.stream, theirs.stream) ** 2,
         fp4_error=_relative(some.y, pair.original.evaluate(some)),
         arithmetic_error=_relative(some.y, pair.decoded.evaluate(some)),
         routing_overlap=_overlap(ours.ids[:, :top_k], theirs.ids[:, :top_k]),

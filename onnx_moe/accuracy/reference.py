@@ -47,6 +47,8 @@ class ReferenceModel:
         with ExitStack() as stack, torch.inference_mode():
             for layer, call in zip(self.layers, calls, strict=True):
                 stack.enter_context(_observe(layer, call))
+                decoder_layer = self.module.get_submodule(_decoder_layer(layer.path))
+                stack.callback(decoder_layer.register_forward_hook(call.keep_stream).remove)
             logits = self.module(input_ids=torch.from_numpy(input_ids), use_cache=False).logits
         return logits.float().numpy(), [call.result() for call in calls]
 
@@ -61,6 +63,17 @@ class ReferenceModel:
         return ids.reshape(len(rows), -1).numpy().astype(np.int64)
 
 
+def _decoder_layer(path: str) -> str:
+    """…layers.3 of …layers.3.mlp.experts."""
+    parts = path.split(".")
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    if not numbers:
+        raise InvalidModelError(
+            f"The experts {path!r} lie in no numbered layer: this model cannot be compared by layers."
+        )
+    return ".".join(parts[: numbers[-1] + 1])
+
+
 class _Call:
     """What one layer's experts got and gave."""
 
@@ -68,16 +81,28 @@ class _Call:
         self.inputs: tuple[torch.Tensor, ...] = ()
         self.output: torch.Tensor | None = None
         self.shared: torch.Tensor | None = None
+        self.stream: torch.Tensor | None = None
+
+    def keep_stream(self, _module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        self.stream = output[0] if isinstance(output, tuple) else output
+
+    def keep_shared(self, _module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        self.shared = output
 
     def result(self) -> LayerRun:
         x, ids, weights = self.inputs
         assert self.output is not None
+        assert self.stream is not None
         y = self.output.reshape(-1, self.output.shape[-1])
         if self.shared is not None:
             y = y + self.shared.reshape(y.shape)
         rows = (ids.reshape(len(y), -1), weights.reshape(len(y), -1))
         return LayerRun(
-            x.reshape(len(y), -1).float().numpy(), rows[0].numpy().astype(np.int64), rows[1].float().numpy(), y.numpy()
+            x.reshape(len(y), -1).float().numpy(),
+            rows[0].numpy().astype(np.int64),
+            rows[1].float().numpy(),
+            y.numpy(),
+            self.stream.reshape(len(y), -1).float().numpy(),
         )
 
 
@@ -93,13 +118,10 @@ def _observe(layer: MoELayer, call: _Call) -> Iterator[None]:
         call.output = own(*arguments, **keywords)
         return call.output
 
-    def keep_shared(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        call.shared = output
-
     with ExitStack() as stack:
         stack.enter_context(replace_forward(layer.experts_module, forward))
         if layer.shared_module is not None:
-            stack.callback(layer.shared_module.register_forward_hook(keep_shared).remove)
+            stack.callback(layer.shared_module.register_forward_hook(call.keep_shared).remove)
         yield
 
 
