@@ -14,6 +14,7 @@ import torch
 
 from onnx_moe.errors import ExportError
 from onnx_moe.export.calibration_activations import Activations, record_activations
+from onnx_moe.export.calibration_refine import refine
 from onnx_moe.export.calibration_solver import follow_inputs, quantize_second_order
 from onnx_moe.export.discovery import MoELayer
 from onnx_moe.export.experts import Quantization, decoded_values, routed_and_shared
@@ -204,7 +205,8 @@ def _fit(
     hessians = torch.stack([_moment(rows, rows) for rows, _ in inputs])
     crossings = torch.stack([_moment(original - rows, rows) for rows, original in inputs])
     moved = follow_inputs(matrices, hessians, crossings)
-    return quantize_second_order(moved, hessians, quantization.format, quantization.block_size)
+    rounded = quantize_second_order(moved, hessians, quantization.format, quantization.block_size)
+    return refine(rounded, moved, hessians)
 
 
 def _moment(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
