@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from onnx_moe.errors import ExportError
 from onnx_moe.export.calibration_activations import Activations, record_activations
@@ -56,7 +57,7 @@ def calibration_runs(
     return [lambda row=row: module(input_ids=row[None], use_cache=False) for row in windows]  # type: ignore[misc]
 
 
-def text_windows(module: Any, path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+def text_windows(module: Any, path: Path) -> NDArray[np.int64]:
     """Token ids [windows, WINDOW_TOKENS] of the text, spread evenly over it if it is long."""
     from transformers import AutoTokenizer
 
@@ -80,7 +81,8 @@ def text_windows(module: Any, path: Path) -> np.ndarray[tuple[int, ...], np.dtyp
             "thousands for each expert."
         )
     windows = ids[: count * WINDOW_TOKENS].reshape(count, WINDOW_TOKENS)
-    return windows[np.linspace(0, count - 1, min(count, MAX_WINDOWS)).astype(int)]
+    chosen: NDArray[np.int64] = windows[np.linspace(0, count - 1, min(count, MAX_WINDOWS)).astype(int)]
+    return chosen
 
 
 def calibrate_layers(

@@ -27,8 +27,8 @@ _COLUMNS_AT_ONCE = 128
 #: E2M1 code of twice a magnitude.
 _CODE_OF_TWICE = torch.zeros(13, dtype=torch.uint8)
 _CODE_OF_TWICE[[int(2 * value) for value in E2M1_VALUES[:8]]] = torch.arange(8, dtype=torch.uint8)
-#: Smallest and largest scale as stored, and the distance of the neighbours that are tried: an octave, an eighth of one, a
-#: sixteenth of one.
+#: Smallest and largest scale as stored, and how far off its neighbours are that are tried: an octave, an eighth of one,
+#: a sixteenth of one.
 _SCALE_CODES = {"mxfp4": (0, 254, 1), "nvfp4": (1, 0x7E, 1), "fp4": (1, 0x7BFF, 64)}
 
 

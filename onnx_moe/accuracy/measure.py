@@ -219,7 +219,8 @@ def _compare_layer(pair: _Pair, ours: LayerRun, theirs: LayerRun, reference: Ref
 def _relative(actual: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
     """|actual - expected| / |expected|, Frobenius."""
     difference = actual.astype(np.float64) - expected
-    return float(np.linalg.norm(difference) / max(np.linalg.norm(expected.astype(np.float64)), 1e-300))
+    size = float(np.linalg.norm(expected.astype(np.float64)))
+    return float(np.linalg.norm(difference)) / max(size, 1e-300)
 
 
 def _overlap(ids: NDArray[np.int64], others: NDArray[np.int64]) -> float:
