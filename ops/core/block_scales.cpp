@@ -46,8 +46,7 @@ int rounded_code(const ScaleType& type, float ideal, ScaleRule rule) {
   const int dropped = 23 - type.mantissa_bits;
   uint32_t bits = bits_from_float(ideal);
   const uint32_t smallest_normal = static_cast<uint32_t>(type.smallest_exponent + 127) << 23;
-  // A subnormal is a multiple of the smallest one: with its steps added on top, it has the mantissa of a normal value
-  // one step longer. What that addition would lose is kept by dividing in double.
+  // A subnormal is a multiple of the smallest one.
   if (bits < smallest_normal) {
     const double steps = std::ldexp(static_cast<double>(ideal), type.mantissa_bits - type.smallest_exponent);
     double whole = std::floor(steps);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -133,6 +134,25 @@ def test_importance_moves_error_to_columns_that_count_less() -> None:
 def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
     with pytest.raises(onnx_moe.OnnxMoeError, match=message):
         quantize(np.ones((2, 64), np.float32), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("format", "scale_type"), [("mxfp4", "float8_e8m0fnu"), ("nvfp4", "float8_e4m3fn")])
+def test_other_readers_decode_the_same_values(format: str, scale_type: str) -> None:
+    """The bytes of both ways to quantise, as ml_dtypes reads them: E2M1 codes, low nibble first, and E8M0 or E4M3."""
+    weights = torch.randn(2, 24, 96, generator=torch.Generator().manual_seed(12))
+    rows = correlated_rows(200, 96, 13)
+    hessians = (rows.T @ rows).expand(2, 96, 96) / 200
+    second_order = quantize_second_order(weights, hessians, format)
+    for quantized in (quantize(weights, format), second_order, refine(second_order, weights, hessians)):
+        codes = np.stack((quantized.weights & 15, quantized.weights >> 4), axis=-1).reshape(weights.shape)
+        values = codes.view(ml_dtypes.float4_e2m1fn).astype(np.float64)
+        scales = quantized.scales.view(getattr(ml_dtypes, scale_type)).astype(np.float64)
+        expected = values * scales.repeat(quantized.block_size, axis=-1)
+        if quantized.global_scale is None:
+            np.testing.assert_array_equal(dequantize(quantized), expected)
+        else:  # a float scale: the order of two products shows in the last bit
+            expected *= quantized.global_scale[:, None, None].astype(np.float64)
+            np.testing.assert_allclose(dequantize(quantized), expected, rtol=2.0**-22, atol=0)
 
 
 def make_layer(num_experts: int = 4) -> SparseMoE:
