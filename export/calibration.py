@@ -28,7 +28,7 @@ from onnx_moe.reference.expert_gemm import activate
 WINDOW_TOKENS, MAX_WINDOWS = 512, 128
 #: An expert that fewer tokens reach is quantised for all tokens of its layer instead.
 MIN_TOKENS = 32
-#: Tokens at most that an expert is quantised for when none or all of a layer's are its own.
+#: Tokens at most that such an expert is quantised for.
 _POOLED_TOKENS = 4096
 #: Bytes of Hessians and their factors that are worked on at once.
 _BATCH_BYTES = 512 << 20
@@ -155,8 +155,9 @@ class _Tokens:
     shared: bool
 
     def of(self, expert: int) -> _ExpertTokens:
-        pooled = self.shared or expert in self.few_tokens
-        if pooled:
+        if self.shared:
+            return _ExpertTokens(self.activations.hidden_states, self.original, 1.0)
+        if expert in self.few_tokens:
             step = -(-len(self.original) // _POOLED_TOKENS)
             return _ExpertTokens(self.activations.hidden_states[::step], self.original[::step], 1.0)
         tokens, weights = self.activations.routed_to(expert)
