@@ -27,7 +27,7 @@ def stock_session(model: bytes, options: onnxruntime.SessionOptions) -> onnxrunt
 
 
 #: Less text than the suite's own tests take: a defect is seen in a few windows.
-FAST = replace(QUICK, sizes=((1, 8), (128, 1)), text_windows=4)
+FAST = replace(QUICK, sizes=((1, 8), (128, 2)), text_windows=4)
 
 
 @pytest.fixture(scope="module")
