@@ -22,7 +22,8 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0 }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #d8dee4; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left } .good { color: #1a7f37 } .bad { color: #cf222e; font-weight: 600 }
-td.where { text-align: left; color: #57606a; white-space: normal } th:last-child { text-align: left } img { max-width: 100% } .scroll { overflow-x: auto }
+td.where { text-align: left; color: #57606a; white-space: normal }
+th:last-child { text-align: left } img { max-width: 100% } .scroll { overflow-x: auto }
 .numbers { display: flex; gap: 2rem; flex-wrap: wrap } .numbers b { display: block; font-size: 1.6rem }
 """
 
