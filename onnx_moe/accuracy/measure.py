@@ -126,9 +126,9 @@ def _paired_layers(exported: ExportedModel, reference: ReferenceModel) -> list[_
         decoded_up, decoded_down = layer.matrices(layer.up), layer.matrices(layer.down)
         if original.experts.activation.get("gate_layout") == "interleaved" != layer.attributes(layer.up).gate_layout:
             up = torch.cat((up[:, 0::2], up[:, 1::2]), dim=1)  # the exporter put the gate's rows first
-        routed = original.experts.num_experts
-        if len(decoded_up) == routed:
-            up, down = up[:routed], down[:routed]
+        if original.shared is not None and len(decoded_up) == original.experts.num_experts:
+            original.shared = original.shared_module = None  # exported as ordinary operators: no part of y
+            up, down = up[: len(decoded_up)], down[: len(decoded_up)]
         if up.shape != decoded_up.shape or down.shape != decoded_down.shape:
             raise InvalidModelError(
                 f"{layer.name} holds experts {list(decoded_up.shape)}, the reference {list(up.shape)}: give the folder "
