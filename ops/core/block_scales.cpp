@@ -165,7 +165,7 @@ int ScaleChooser::rule_code(float largest, ScaleRule rule) const {
 }
 
 ChosenScale ScaleChooser::choose(const Block& block) const {
-  if (rule_ != ScaleRule::kMse) return {rule_code(block.largest, rule_), 0.0f};
+  if (rule_ != ScaleRule::kMse) return {rule_code(block.largest, rule_), 0.0};
   const float inverse_unit = inverse_unit_of(block.largest);
   ChosenScale chosen = format_.format == Format::kMxfp4   ? search_mxfp4(block)
                        : format_.format == Format::kNvfp4 ? search_nvfp4(block)
@@ -201,7 +201,7 @@ ChosenScale ScaleChooser::search_nvfp4(const Block& block) const {
   const bool subnormal = start < kSmallestNormalE4M3;
   int first = subnormal ? kSmallestE4M3 : std::clamp(start - kLanes / 2, kSmallestE4M3, kLargestE4M3 - kLanes + 1);
   const int last = subnormal ? start + 29 : first;
-  ChosenScale best{start, std::numeric_limits<float>::infinity()};
+  ChosenScale best{start, std::numeric_limits<double>::infinity()};
   for (; first <= last; first += kLanes) {
     const int preferred = first <= start && start < first + kLanes ? start - first : -1;
     int lane = 0;
@@ -223,7 +223,7 @@ ChosenScale ScaleChooser::search_fp4(const Block& block) const {
     const float factor = 0.5f + static_cast<float>(i - 3) * (1.25f / (kCandidates - 4));
     codes[i] = std::clamp(int{float16_from_float(ideal * factor)}, kSmallestFloat16, kLargestFloat16);
   }
-  ChosenScale best{start, std::numeric_limits<float>::infinity()};
+  ChosenScale best{start, std::numeric_limits<double>::infinity()};
   for (int first = 0; first < kCandidates; first += kLanes) {
     float scales[kLanes], inverses[kLanes];
     for (int i = 0; i < kLanes; ++i) {

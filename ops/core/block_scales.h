@@ -20,8 +20,8 @@ struct Block {
 };
 
 struct ChosenScale {
-  int code;     // as the format stores it
-  float error;  // Σ importance · (decoded − weight)²; only where the rule is kMse
+  int code;      // as the format stores it
+  double error;  // Σ importance · (decoded − weight)², which a float may not hold; only where the rule is kMse
 };
 
 // Chooses the scales of a matrix's blocks; they multiply by the matrix's global scale.
