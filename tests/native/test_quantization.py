@@ -207,7 +207,7 @@ def test_mse_is_never_worse_than_a_rule(format: str, distribution: str) -> None:
     quantized = quantize(weights, format, global_scale=global_scale)
     best = block_errors(weights, quantized)
     for rule in RULES:
-        others = block_errors(weights, quantize(weights, format, scale=rule))
+        others = block_errors(weights, quantize(weights, format, scale=rule, global_scale=global_scale))
         assert (best <= with_roundings(others, weights, quantized.block_size)).all(), rule
 
 
