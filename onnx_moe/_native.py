@@ -176,6 +176,14 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
         ctypes.c_int,
         (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(Fp4Matrix)),
     ),
+    "onnx_moe_quantize_weighted": (
+        ctypes.c_int,
+        (ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(Fp4Matrix)),
+    ),
+    "onnx_moe_choose_global_scale": (
+        ctypes.c_int,
+        (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(Fp4Matrix)),
+    ),
     "onnx_moe_dequantize": (ctypes.c_int, (ctypes.POINTER(Fp4Matrix), ctypes.c_void_p)),
     "onnx_moe_group_tokens": (
         ctypes.c_int,

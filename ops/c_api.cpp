@@ -129,12 +129,40 @@ const char* onnx_moe_device(void) {
   return result;
 }
 
+namespace onnx_moe {
+
+namespace {
+
+ScaleRule checked_scale_rule(int32_t number) {
+  require(number >= ONNX_MOE_SCALE_MSE && number <= ONNX_MOE_SCALE_RCEIL, "scale rule ", number,
+          " is unknown: use a value of onnx_moe_scale_rule");
+  return static_cast<ScaleRule>(number);
+}
+
+}  // namespace
+
+}  // namespace onnx_moe
+
 int onnx_moe_quantize(const void* weights, int32_t type, int32_t scale_rule, onnx_moe_fp4_matrix* out) {
   return guarded([&] {
-    onnx_moe::require(scale_rule >= ONNX_MOE_SCALE_MSE && scale_rule <= ONNX_MOE_SCALE_RCEIL, "scale rule ", scale_rule,
-                      " is unknown: use a value of onnx_moe_scale_rule");
-    onnx_moe::quantize(onnx_moe::current_kernel(), weights, onnx_moe::element_type(type),
-                       static_cast<onnx_moe::ScaleRule>(scale_rule), onnx_moe::fp4_matrix(*out));
+    onnx_moe::quantize(onnx_moe::current_kernel(), {weights, onnx_moe::element_type(type), nullptr},
+                       onnx_moe::checked_scale_rule(scale_rule), onnx_moe::fp4_matrix(*out));
+  });
+}
+
+int onnx_moe_quantize_weighted(const void* weights, int32_t type, const float* importance, onnx_moe_fp4_matrix* out) {
+  return guarded([&] {
+    onnx_moe::quantize(onnx_moe::current_kernel(), {weights, onnx_moe::element_type(type), importance},
+                       onnx_moe::ScaleRule::kMse, onnx_moe::fp4_matrix(*out));
+  });
+}
+
+int onnx_moe_choose_global_scale(const void* weights, int32_t type, int32_t scale_rule, const float* importance,
+                                 onnx_moe_fp4_matrix* out) {
+  return guarded([&] {
+    out->global_scale =
+        onnx_moe::choose_global_scale(onnx_moe::current_kernel(), {weights, onnx_moe::element_type(type), importance},
+                                      onnx_moe::checked_scale_rule(scale_rule), onnx_moe::fp4_matrix(*out));
   });
 }
 

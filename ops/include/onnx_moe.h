@@ -74,9 +74,19 @@ typedef struct onnx_moe_fp4_matrix {
   float global_scale; /* multiplies every weight; 1 where the format has none */
 } onnx_moe_fp4_matrix;
 
-/* Quantises weights [rows, columns] of `type` into `out` (global_scale is an input: divide by it first).
+/* Quantises weights [rows, columns] of `type` into `out` (global_scale is an input, see onnx_moe_choose_global_scale).
  * A NaN or an infinity among the weights is an error. */
 ONNX_MOE_API int onnx_moe_quantize(const void* weights, int32_t type, int32_t scale_rule, onnx_moe_fp4_matrix* out);
+
+/* As onnx_moe_quantize with ONNX_MOE_SCALE_MSE, but a column's squared errors count importance [columns] times. NULL:
+ * alike. */
+ONNX_MOE_API int onnx_moe_quantize_weighted(const void* weights, int32_t type, const float* importance,
+                                            onnx_moe_fp4_matrix* out);
+
+/* Sets out->global_scale for weights [rows, columns]: 1 where the format has none; for nvfp4, maximum / (6 * 448), or
+ * for ONNX_MOE_SCALE_MSE the best of it and of larger ones on a sample of rows. Codes and scales are not touched. */
+ONNX_MOE_API int onnx_moe_choose_global_scale(const void* weights, int32_t type, int32_t scale_rule,
+                                              const float* importance, onnx_moe_fp4_matrix* out);
 
 /* Decodes `matrix` into float weights [rows, columns]. */
 ONNX_MOE_API int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* weights);
