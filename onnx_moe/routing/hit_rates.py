@@ -45,11 +45,14 @@ class HitRates:
 
 @dataclass(frozen=True)
 class HitRateCurves:
-    """The curves of a trace. tokens: replayed, of which the first warmup_tokens only fill the cache."""
+    """The curves of a trace. tokens: replayed, of which the first warmup_tokens only fill the cache; the others made
+    so many lookups.
+    """
 
     phase: int
     tokens: int
     warmup_tokens: int
+    lookups: int
     curves: tuple[HitRates, ...]
 
     def curve(self, policy: str) -> HitRates:
@@ -111,8 +114,7 @@ def hit_rate_curves(
         HitRates(policy, np.array(sizes), np.array([rates[policy, size] for size in sizes]))
         for policy in (*POLICIES, "static")
     )
-    tokens = _tokens(calls)
-    return HitRateCurves(phase, tokens, round(tokens * WARMUP), curves)
+    return HitRateCurves(phase, _tokens(calls), _tokens(replay.warmup), replay.num_lookups, curves)
 
 
 class _Replay:
@@ -124,6 +126,7 @@ class _Replay:
         starts = np.flatnonzero(calls.layers[first:] == calls.layers[0])
         self._first = first + int(starts[0]) if starts.size else first
         self._tail = calls.select(slice(self._first, None))
+        self.warmup = calls.select(slice(self._first))
         keys = np.repeat(calls.layers.astype(np.int64), np.diff(calls.offsets)) * calls.num_experts + calls.experts
         head = int(calls.offsets[self._first])
         self._bank = calls.num_layers * calls.num_experts
@@ -152,6 +155,11 @@ class _Replay:
         pinned[self._most_used_first[:capacity]] = True
         lookups = self._lookups
         return float(pinned[lookups].mean()) if lookups.size else 0.0
+
+    @property
+    def num_lookups(self) -> int:
+        """Lookups that count."""
+        return len(self._lookups)
 
     @cached_property
     def _lookups(self) -> Array:

@@ -16,7 +16,7 @@ Array = NDArray[Any]
 
 
 #: Tokens that a profile's predictors are scored on.
-SCORED_TOKENS = 512
+SCORED_TOKENS = 256
 
 
 def scored_part(trace: RoutingTrace) -> RoutingTrace:
@@ -41,7 +41,7 @@ class Predictor(Protocol):
     """Something that predicts experts. `observe` follows each `predict`, with what was chosen then."""
 
     def predict(self, history: History, budget: int) -> Sequence[int]:
-        """At most `budget` expert ids, the likeliest first."""
+        """At most `budget` expert ids, the likeliest first: a smaller budget gets the first of them."""
 
     def observe(self, history: History, experts: Sequence[int]) -> None:
         """Learns from a choice."""
@@ -173,7 +173,7 @@ def scoreboard(
     window: int = 32,
     progress: Callable[[float], None] | None = None,
 ) -> list[Score]:
-    """Scores each predictor with each budget on every token of `trace`, learning online, and chance beside them.
+    """Scores each predictor with each budget on every token of `trace`, learning online, and chance first of all.
 
     window: tokens of a sequence that a predictor sees. A sequence is a request in a prompt, a row of a request in
     decoding calls.
@@ -191,9 +191,10 @@ def scoreboard(
             stream = streams.setdefault((layer, request, row if decode else 0), deque(maxlen=window))
             history = History(layer, stream, None if before is None else before[row])
             for name, predictor in predictors.items():
+                predicted = predictor.predict(history, max(budgets))
                 for budget in budgets:
-                    predicted = predictor.predict(history, budget)
-                    tallies[name, budget].add(layer, predicted, experts, None if weights is None else weights[row])
+                    mass = None if weights is None else weights[row]
+                    tallies[name, budget].add(layer, predicted[:budget], experts, mass)
                 predictor.observe(history, experts)
             stream.append(experts)
         previous[layer] = rows

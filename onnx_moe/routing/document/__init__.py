@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from onnx_moe.routing.advice import advice
 from onnx_moe.routing.document import cache, load, relations, time
 from onnx_moe.routing.document.values import plain
 from onnx_moe.routing.trace import PHASES
@@ -52,7 +51,6 @@ def document(profile: RoutingProfile) -> dict[str, Any]:
         "predictors": relations.predictors(profile),
         "drift": time.drift(profile),
         "cache": cache.cache(profile),
-        "advice": advice(profile),
     }
     result: dict[str, Any] = plain(sections)
     return result
