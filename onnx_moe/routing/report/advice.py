@@ -42,14 +42,15 @@ def _budget(document: Document) -> str | None:
         return f"No amount of memory brings hits to 80 % on this run: the most is {percent(best)}, the rest are first uses."
     rates = list(reached)
     advised = 0.9 if 0.9 in reached else rates[-1]
-    sentence = f"Give the experts {memory(document, reached[advised]['capacity'])} and {percent(advised)} of lookups find theirs in memory"
-    others = [f"{percent(rate)} need {_size(document, reached[rate])}" for rate in rates if rate != advised]
+    size = memory(document, reached[advised]["capacity"])
+    sentence = f"Keep {size} in memory, and {percent(advised)} of lookups find their expert there"
+    others = [f"{percent(rate)} need {_size(document, reached[rate]['capacity'])}" for rate in rates if rate != advised]
     return sentence + (f"; {' and '.join(others)}." if others else ".")
 
 
-def _size(document: Document, one: Document) -> str:
+def _size(document: Document, capacity: int) -> str:
     size = document["cache"]["expert_bytes"]
-    return byte_size(one["capacity"] * size) if size else counted(one["capacity"], "expert")
+    return byte_size(capacity * size) if size else counted(capacity, "expert")
 
 
 def _floor(document: Document) -> str | None:
@@ -79,10 +80,10 @@ def _policy(document: Document) -> str | None:
         return "LRU and decayed LFU are within two points of each other at every budget: either will do."
     better, worse = ("decayed-lfu", "lru") if gain > 0 else ("lru", "decayed-lfu")
     alike = [one for one in gains if all(abs(gains[more]) < ALIKE for more in gains if more >= one)]
-    until = f"; from {memory(document, min(alike))} on they are alike" if alike else ""
+    until = f"; from {_size(document, min(alike))} on they are alike" if alike else ""
     return (
-        f"{_capital(POLICIES[better])} beats {POLICIES[worse]} by up to {100 * abs(gain):.0f} points "
-        f"(with {memory(document, capacity)}){until}."
+        f"{_capital(POLICIES[better])} beats {POLICIES[worse]} by up to {100 * abs(gain):.0f} points, "
+        f"with {_size(document, capacity)}{until}."
     )
 
 
@@ -135,7 +136,7 @@ def _trust(document: Document) -> str | None:
         doubts.append(f"the recording lacks {counted(recorded['dropped_calls'], 'call')}")
     if cache and cache["simulated_tokens"] < FEW_TOKENS:
         doubts.append(f"it was replayed on {counted(cache['simulated_tokens'], 'token')} only")
-    return f"Take this as a first guess: {' and '.join(doubts)}." if doubts else None
+    return f"Take this as a first guess: {'; '.join(doubts)}." if doubts else None
 
 
 def _capital(text: str) -> str:

@@ -146,6 +146,8 @@ def key_figures(document: Document) -> list[tuple[str, str]]:
     summary = document["summary"]
     if summary.get("avg_overlap_lag1") is not None:
         figures.append((percent(summary["avg_overlap_lag1"]), "of a token’s experts served the token before it"))
+    if summary.get("avg_load_balancing") is not None:
+        figures.append((f"{summary['avg_load_balancing']:.2f}", "load-balancing value, mean of layers (1 is balanced)"))
     if summary.get("avg_entropy") is not None:
         figures.append((f"{summary['avg_entropy']:.2f}", "entropy of the load, mean of layers (1 is even)"))
     return figures

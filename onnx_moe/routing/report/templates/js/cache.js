@@ -21,7 +21,7 @@ function drawCache({ cache }) {
   const targets = cache.targets.filter((target) => target.capacity);
   const high = bank * unit;
   show("cache-chart", chart({
-    label: "Hit rate by budget", width: 760, height: 400,
+    label: "Hit rate by budget", width: 760, height: 480,
     series: curves.map((curve) => ({ name: POLICY_NAMES[curve.policy] ?? curve.policy, look: POLICY_LOOKS[curve.policy] ?? "e", values: grid.map((at) => hitRate(curve, at)) })),
     zone: cycle * unit,
     marks: [

@@ -79,7 +79,7 @@ function followCell({ rows, columns, read }, box, reading) {
 
 /** Indices that leave `room` pixels between labels. */
 const thinned = (length, pixels, room) => {
-  const step = [1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128].find((candidate) => (candidate * pixels) / length >= room) ?? length;
+  const step = [1, 2, 4, 8, 16, 32, 64, 128].find((candidate) => (candidate * pixels) / length >= room) ?? length;
   return range(Math.ceil(length / step)).map((index) => index * step);
 };
 

@@ -32,7 +32,10 @@ function drawTransitions(profile, state) {
     shade: (row, column) => (cells[row].has(column) ? cells[row].get(column) / highest : null),
     read: (row, column) => `Expert ${row} of layer ${from}, then expert ${column} of layer ${layer}: ${cells[row].has(column) ? percent(cells[row].get(column)) : "not among the four most likely"}.`,
   });
-  byId("transition-name").textContent = `Layer ${from} to layer ${layer}`;
+  byId("transition-name").textContent = `From layer ${from} to layer ${layer}${state.layer == null ? ", the strongest link" : ""}`;
+  const likely = top.flatMap((row, source) => row.map(([target, probability]) => [source, target, probability])).sort((a, b) => b[2] - a[2]).slice(0, 12);
+  show("transition-top", table([`expert of layer ${from}`, `expert of layer ${layer}`, "follows in"],
+    likely.map(([source, target, probability]) => [source, target, bar(probability, percent(probability))])));
   show("transition-table", tableOf(`Table: layer ${from} to layer ${layer}`, [`expert of layer ${from}`, `most likely experts of layer ${layer}`],
     () => top.map((row, expert) => [expert, row.map(([target, probability]) => `${target} (${percent(probability)})`).join("  ") || "–"])));
 }
@@ -40,11 +43,13 @@ function drawTransitions(profile, state) {
 function drawCooccurrence(profile, state) {
   const one = state.layer;
   const pairs = one == null ? profile.cooccurrence.top_pairs : profile.cooccurrence.per_layer[one].top.map((pair) => ({ ...pair, layer: one }));
-  const shown = pairs.slice(0, 20);
+  const shown = pairs.slice(0, 8);
   const highest = Math.max(...shown.map((pair) => pair.lift), 1);
   byId("cooccurrence-name").textContent = one == null ? "Strongest pairs of all layers" : `Strongest pairs of layer ${one}`;
-  show("cooccurrence", table(["layer", "experts", "together", "lift"],
-    shown.map(({ experts, count: times, lift, layer }) => [layer, `${experts[0]} and ${experts[1]}`, count(times), bar(lift / highest, `${significant(lift)}×`)])));
+  const headings = ["layer", "experts", "together", "lift"];
+  const row = ({ experts, count: times, lift, layer }, last) => [layer, `${experts[0]} and ${experts[1]}`, count(times), last];
+  show("cooccurrence", table(headings, shown.map((pair) => row(pair, bar(pair.lift / highest, `${significant(pair.lift)}×`)))),
+    tableOf(`Table: ${pairs.length} pairs`, headings, () => pairs.map((pair) => row(pair, significant(pair.lift)))));
 }
 
 function drawPredictors(profile, state) {
