@@ -16,10 +16,19 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-_FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --remote-debugging-pipe"
-).split()
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+]
 
 _KEYS = {
     "Tab": (9, ""),
@@ -86,8 +95,14 @@ class Page:
         """The value of a JavaScript expression in the page."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
-            raise RuntimeError(answer["exceptionDetails"]["exception"].get("description", answer["exceptionDetails"]["text"]))
+            raise RuntimeError(
+                answer["exceptionDetails"]["exception"].get("description", answer["exceptionDetails"]["text"])
+            )
         return answer["result"].get("value")
+
+    def settle(self, milliseconds: int) -> None:
+        """Lets the page work for a while."""
+        self.evaluate(f"new Promise(done => setTimeout(done, {milliseconds}))")
 
     def text(self, selector: str) -> str:
         """What an element shows."""
@@ -107,7 +122,9 @@ class Page:
 
     def screenshot(self, whole: bool = False) -> bytes:
         """A PNG of the window, or of the whole page."""
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole))["data"])
+        return base64.b64decode(
+            self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole))["data"]
+        )
 
     def _clip(self, whole: bool) -> dict[str, Any]:
         if not whole:
@@ -136,7 +153,11 @@ class Page:
     def requests(self) -> list[str]:
         """Addresses that were asked for since `open`."""
         self.evaluate("0")
-        return [event["params"]["request"]["url"] for event in self.events if event.get("method") == "Network.requestWillBeSent"]
+        return [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
+        ]
 
 
 @contextmanager

@@ -54,11 +54,17 @@ def small_document() -> dict[str, Any]:
         "load_balance": {},
         "cooccurrence": {
             "top_pairs": [{"experts": [2, 5], "count": 81, "layer": 2, "lift": 3.2}],
-            "per_layer": [{"layer": n, "top": [{"experts": [2, 5], "count": 81, "lift": 1 + n}]} for n in range(LAYERS)],
+            "per_layer": [
+                {"layer": n, "top": [{"experts": [2, 5], "count": 81, "lift": 1 + n}]} for n in range(LAYERS)
+            ],
         },
         "predictability": {"per_layer_from_previous": [None, 0.4, 0.5]},
         "per_layer": [_layer(number) for number in range(LAYERS)],
-        "maps": {"prefill": None, "decode": {"share": SHARES, "mass": SHARES[::-1]}, "all": {"share": SHARES, "mass": SHARES[::-1]}},
+        "maps": {
+            "prefill": None,
+            "decode": {"share": SHARES, "mass": SHARES[::-1]},
+            "all": {"share": SHARES, "mass": SHARES[::-1]},
+        },
         "concentration": {
             "prefill": None,
             "decode": {
@@ -115,7 +121,13 @@ def small_document() -> dict[str, Any]:
                 curve("static", [0.2, 0.4, 0.6, 0.75, 1.0]),
             ],
             "targets": [
-                {"hit_rate": rate, "policy": "decayed-lfu", "capacity": capacity, "bytes": capacity * EXPERT_BYTES, "share": capacity / 24}
+                {
+                    "hit_rate": rate,
+                    "policy": "decayed-lfu",
+                    "capacity": capacity,
+                    "bytes": capacity * EXPERT_BYTES,
+                    "share": capacity / 24,
+                }
                 for rate, capacity in ((0.8, 12), (0.9, 18), (0.95, 21))
             ],
         },
@@ -125,7 +137,12 @@ def small_document() -> dict[str, Any]:
 
 def curve(policy: str, rates: list[float]) -> dict[str, Any]:
     """A hit-rate curve at CAPACITIES."""
-    return {"policy": policy, "capacity": CAPACITIES, "bytes": [n * EXPERT_BYTES for n in CAPACITIES], "hit_rate": rates}
+    return {
+        "policy": policy,
+        "capacity": CAPACITIES,
+        "bytes": [n * EXPERT_BYTES for n in CAPACITIES],
+        "hit_rate": rates,
+    }
 
 
 def _layer(number: int) -> dict[str, Any]:

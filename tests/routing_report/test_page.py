@@ -29,9 +29,8 @@ class Elements(HTMLParser):
         self.elements.append((tag, dict(attributes)))
 
     def handle_data(self, data):
-        tag, attributes = self.elements[-1] if self.elements else ("", {})
-        if tag == "script":
-            self.scripts[attributes.get("id")] = data
+        if self.lasttag == "script":
+            self.scripts.setdefault(self.elements[-1][1].get("id"), data)
 
     def having(self, attribute: str) -> list[str]:
         return [attributes[attribute] for _, attributes in self.elements if attribute in attributes]
@@ -109,16 +108,24 @@ def test_a_large_profile_stays_small(tmp_path):
     layers, experts, windows = 48, 128, 512
     random = np.random.default_rng(0)
     document = small_document()
-    document["model"] |= {"num_layers": layers, "num_experts": experts, "layer_names": [f"model.layers.{n}.mlp.router" for n in range(layers)]}
+    document["model"] |= {
+        "num_layers": layers,
+        "num_experts": experts,
+        "layer_names": [f"model.layers.{n}.mlp.router" for n in range(layers)],
+    }
     share = [[float(f"{value:.6g}") for value in row] for row in random.dirichlet(np.ones(experts), layers)]
     document["maps"] = {phase: {"share": share, "mass": share} for phase in ("prefill", "decode", "all")}
     document["per_layer"] = [{**document["per_layer"][0], "layer": n} for n in range(layers)]
     value = [[float(f"{value:.6g}") for value in row] for row in 1 + random.random((windows, layers))]
     document["balance"] = {
-        phase: {**document["balance"]["decode"], "per_layer": value[0], "windows": value, "entropy": value} for phase in ("prefill", "decode")
+        phase: {**document["balance"]["decode"], "per_layer": value[0], "windows": value, "entropy": value}
+        for phase in ("prefill", "decode")
     }
     top = [[[int(e), 0.123456] for e in random.permutation(experts)[:4]] for _ in range(experts)]
-    document["transitions"]["per_layer"] = [None] + [{**document["transitions"]["per_layer"][1], "layer": n, "from_layer": n - 1, "top": top} for n in range(1, layers)]
+    document["transitions"]["per_layer"] = [None] + [
+        {**document["transitions"]["per_layer"][1], "layer": n, "from_layer": n - 1, "top": top}
+        for n in range(1, layers)
+    ]
     assert write_report(document, tmp_path / "large.html").stat().st_size < 5_000_000
 
 

@@ -39,7 +39,7 @@ def _budget(document: Document) -> str | None:
     reached = {rate: one for rate, one in wanted.items() if one}
     if not reached:
         best = max(curves(document)[policy]["hit_rate"])
-        return f"No amount of memory brings hits to 80 % on this run: the most is {percent(best)}, the rest are first uses."
+        return f"No memory brings hits to 80 % on this run: the most is {percent(best)}, the rest are first uses."
     rates = list(reached)
     advised = 0.9 if 0.9 in reached else rates[-1]
     size = memory(document, reached[advised]["capacity"])
@@ -58,8 +58,8 @@ def _floor(document: Document) -> str | None:
     if not cache:
         return None
     return (
-        f"Never give less than {memory(document, cache['token_cycle_experts'])}: a single token uses that much on its way "
-        "through the layers, and below it experts leave just before they are needed again."
+        f"Never give less than {memory(document, cache['token_cycle_experts'])}: a single token uses that much "
+        "on its way through the layers, and below it experts leave just before they are needed again."
     )
 
 
@@ -95,7 +95,10 @@ def _pinning(document: Document) -> str | None:
     capacity = one["capacity"] if one else document["cache"]["bank_experts"] // 4
     pinned, online = hit_rate(known["static"], capacity), hit_rate(known[policy], capacity)
     if pinned > online - ALIKE:
-        return f"Pinning the experts that the first half of the run used most does as well ({percent(pinned)}): a saved profile is worth loading."
+        return (
+            f"Pinning the experts that the first half of the run used most does as well ({percent(pinned)}): "
+            "a saved profile is worth loading."
+        )
     return (
         f"Do not pin by an earlier text: with the same memory that reaches {percent(pinned)} where "
         f"{POLICIES[policy]} reaches {percent(online)}."
@@ -107,7 +110,10 @@ def _prefetching(document: Document) -> str | None:
     if not known:
         return None
     name, best = next(iter(known.items()))
-    found = f"The best predictor, {name}, finds {percent(best['recall'])} of the next experts with as many guesses as a token uses"
+    found = (
+        f"The best predictor, {name}, finds {percent(best['recall'])} of the next experts "
+        "with as many guesses as a token uses"
+    )
     if best["recall"] >= PREFETCH_RECALL:
         return f"{found}: reading ahead is worth a try."
     return f"{found}, too few to read ahead for: most of what a cache misses would be guessed wrong."
@@ -117,9 +123,10 @@ def _pruning(document: Document) -> str | None:
     layers = document["per_layer"]
     dead, unseen = (sum(layer[key] for layer in layers) for key in ("dead_experts", "unseen_experts"))
     if dead:
+        where = counted(sum(layer["dead_experts"] > 0 for layer in layers), "layer")
         return (
-            f"{counted(dead, 'expert').capitalize()} in {counted(sum(layer['dead_experts'] > 0 for layer in layers), 'layer')} "
-            "never served a token although at least ten uses were to be expected: check with other texts before removing them."
+            f"{counted(dead, 'expert')} in {where} never served a token although at least ten uses were "
+            "to be expected: check with other texts before removing any."
         )
     if unseen:
         verb = "was" if unseen == 1 else "were"

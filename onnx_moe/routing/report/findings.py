@@ -1,10 +1,12 @@
-"""What the figures of each section say, in a sentence each, and the numbers at the top of the page."""
+"""What the figures of each section say, in a sentence or two, and the numbers at the top of the page."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from onnx_moe.routing.report.numbers import byte_size, counted, mean, percent
+from onnx_moe.routing.report.numbers import byte_size, mean, percent
 from onnx_moe.routing.report.reading import (
     POLICIES,
     Document,
@@ -17,23 +19,18 @@ from onnx_moe.routing.report.reading import (
     target,
 )
 
-_QUARTER = 25
-
 
 def cache(document: Document) -> str:
     """How far a cache comes with a quarter of the experts, and how far any could."""
-    known, policy = curves(document), online_policy(document)
+    known = curves(document)
     capacity = document["cache"]["bank_experts"] // 4
-    rates = [
-        f"{POLICIES[name]} {percent(hit_rate(known[name], capacity))}" for name in ("decayed-lfu", "lru") if name in known
-    ]
-    bound = f", against {percent(hit_rate(known['belady'], capacity))} for a cache that knew the future" if "belady" in known else ""
-    cycle = document["cache"]["token_cycle_experts"]
+    rates = {name: percent(hit_rate(curve, capacity)) for name, curve in known.items()}
+    online = " and ".join(f"{POLICIES[name]} {rates[name]}" for name in ("decayed-lfu", "lru") if name in known)
+    bound = f", against {rates['belady']} for a cache that knew the future" if "belady" in known else ""
+    cycle = memory(document, document["cache"]["token_cycle_experts"])
     return (
-        f"With {memory(document, capacity)} in memory, {' and '.join(rates)} of lookups hit{bound}. "
-        f"Everything left of {memory(document, cycle)}, what one token uses in all layers, is a cliff."
-        if policy
-        else "No policy was replayed."
+        f"With {memory(document, capacity)} in memory, {online} of lookups hit{bound}. "
+        f"Everything left of {cycle}, what one token uses in all layers, is a cliff."
     )
 
 
@@ -42,11 +39,11 @@ def experts(document: Document) -> str:
     maps = document["maps"]
     share = np.array((maps.get("all") or maps[phase_of(maps)])["share"], float)
     layer, expert = np.unravel_index(int(np.nanargmax(share)), share.shape)
-    silent = int((share == 0).sum())
+    busiest = share[layer, expert]
     return (
-        f"The busiest is expert {expert} of layer {layer}, with {percent(share[layer, expert])} of its layer’s selections, "
-        f"{share[layer, expert] * share.shape[1]:.1f} times an even share. "
-        f"{silent:,} of {share.size:,} experts were never chosen."
+        f"The busiest is expert {expert} of layer {layer}, with {percent(busiest)} of its layer’s selections, "
+        f"{busiest * share.shape[1]:.1f} times an even share. "
+        f"{int((share == 0).sum()):,} of {share.size:,} experts were never chosen."
     )
 
 
@@ -54,27 +51,24 @@ def concentration(document: Document) -> str:
     """What the top quarter of the experts covers, on the same tokens and held out."""
     phase = phase_of(document["concentration"])
     section = document["concentration"][phase]
-    covered = {
-        name: np.interp(_QUARTER, section["experts_percent"], section["all"][name]) / 100
-        for name in ("in_sample", "held_out")
-        if section["all"][name]
-    }
-    held_out = (
-        f"; chosen by the first half of the run, they take {percent(covered['held_out'])} of the second"
-        if "held_out" in covered
-        else ""
-    )
-    return f"The most chosen quarter of the experts takes {percent(covered['in_sample'])} of {phase} selections{held_out}."
+    grid, curve = section["experts_percent"], section["all"]
+    same = percent(np.interp(25, grid, curve["in_sample"]) / 100)
+    sentence = f"The most chosen quarter of the experts takes {same} of {phase} selections"
+    if not curve["held_out"]:
+        return f"{sentence}."
+    later = percent(np.interp(25, grid, curve["held_out"]) / 100)
+    return f"{sentence}; chosen by the first half of the run, it takes {later} of the second."
 
 
 def layers(document: Document) -> str:
     """The range of entropy, and the least even layer."""
     rows = [row for row in document["per_layer"] if row["entropy"] is not None]
     least, most = (choose(rows, key=lambda row: row["entropy"]) for choose in (min, max))
+    active = mean(row["active_experts"] for row in rows)
     return (
         f"Entropy runs from {least['entropy']:.2f} (layer {least['layer']}, the least even) to {most['entropy']:.2f} "
-        f"(layer {most['layer']}); 1 is even. On average {mean(row['active_experts'] for row in rows):.0f} of "
-        f"{document['model']['num_experts']} experts are in use in a layer."
+        f"(layer {most['layer']}); 1 is even. On average {active:.0f} of {document['model']['num_experts']} experts "
+        "are in use in a layer."
     )
 
 
@@ -82,11 +76,13 @@ def time(document: Document) -> str:
     """Overlap with the token before, and how much of it is popularity."""
     phase = phase_of(document["time"])
     section = document["time"][phase]
-    first, last = (mean(row[column] for row in section["overlap"]) for column in (0, -1))
+    before, back = (percent(mean(row[column] for row in section["overlap"])) for column in (0, -1))
+    medians = [median for median in section["reuse_median"] if median is not None]
+    reuse = f" In the middle layer, half of all reuses come within {np.median(medians):.0f} tokens." if medians else ""
     return (
-        f"A {phase} token chooses {percent(first)} of the experts that the token before chose, "
-        f"{percent(last)} of those {section['lags'][-1]} tokens back; popularity alone would give {percent(mean(section['chance']))}. "
-        f"In the median layer, half of all reuses come within {np.median([m for m in section['reuse_median'] if m is not None]):.0f} tokens."
+        f"A {phase} token chooses {before} of the experts that the token before chose, "
+        f"and {back} of those {section['lags'][-1]} tokens back; "
+        f"popularity alone would give {percent(mean(section['chance']))}.{reuse}"
     )
 
 
@@ -100,12 +96,12 @@ def relations(document: Document) -> str:
             f"Layer {link['from_layer']} tells most about the next: {link['mutual_information_bits']:.2f} bits about "
             f"what layer {link['layer']} chooses."
         )
-    pairs = document["cooccurrence"]["top_pairs"]
-    if pairs:
-        pair = max(pairs, key=lambda one: one["lift"])
+    if document["cooccurrence"]["top_pairs"]:
+        pair = max(document["cooccurrence"]["top_pairs"], key=lambda one: one["lift"])
+        first, second = pair["experts"]
         sentences.append(
-            f"Experts {pair['experts'][0]} and {pair['experts'][1]} of layer {pair['layer']} serve the same token "
-            f"{pair['lift']:.1f} times as often as chance would have it."
+            f"Experts {first} and {second} of layer {pair['layer']} serve the same token {pair['lift']:.1f} times "
+            "as often as chance would have it."
         )
     return " ".join(sentences)
 
@@ -114,8 +110,11 @@ def predictors(document: Document) -> str:
     """The best predictor beside what popularity alone finds."""
     known = scores(document)
     name, best = next(iter(known.items()))
-    beside = f"; popularity alone finds {percent(known['popularity']['recall'])}" if "popularity" in known and name != "popularity" else ""
-    return f"With {counted(best['budget'], 'guess')[:-1] + 'es' if best['budget'] != 1 else '1 guess'} a layer, {name} finds {percent(best['recall'])} of a token’s experts{beside}."
+    guesses = "1 guess" if best["budget"] == 1 else f"{best['budget']} guesses"
+    sentence = f"With {guesses} a layer, {name} finds {percent(best['recall'])} of a token’s experts"
+    if name == "popularity" or "popularity" not in known:
+        return f"{sentence}."
+    return f"{sentence}; popularity alone finds {percent(known['popularity']['recall'])}."
 
 
 def balance(document: Document) -> str:
@@ -125,29 +124,36 @@ def balance(document: Document) -> str:
     windows = np.array(section["windows"], float)
     window, layer = np.unravel_index(int(np.nanargmax(windows)), windows.shape)
     return (
-        f"Over all {phase} tokens the value is {mean(section['per_layer']):.2f} on average (1 is balanced); the window furthest from "
-        f"balance is number {window} of layer {layer}, with {windows[window, layer]:.2f}."
+        f"Over all {phase} tokens the value is {mean(section['per_layer']):.2f} on average (1 is balanced). "
+        f"Furthest from balance is layer {layer} in window {window}, with {windows[window, layer]:.2f}."
     )
 
 
 def key_figures(document: Document) -> list[tuple[str, str]]:
     """(value, what it is) of the figures that a reader asks for first."""
-    figures = []
-    known, policy = curves(document), online_policy(document)
-    if policy:
-        section = document["cache"]
-        quarter = hit_rate(known[policy], section["bank_experts"] / 4)
-        figures.append((percent(quarter), f"hits with a quarter of the experts in memory ({POLICIES[policy]})"))
-        one = target(document, 0.9)
-        if one and section["expert_bytes"]:
-            figures.append((byte_size(one["bytes"]), f"memory for 90 % hits, of {byte_size(section['bank_bytes'])} in all"))
-        cycle = section["token_cycle_bytes"]
-        figures.append((byte_size(cycle) if cycle else f"{section['token_cycle_experts']:,}", "token cycle: the experts that one token uses"))
     summary = document["summary"]
-    if summary.get("avg_overlap_lag1") is not None:
-        figures.append((percent(summary["avg_overlap_lag1"]), "of a token’s experts served the token before it"))
-    if summary.get("avg_load_balancing") is not None:
-        figures.append((f"{summary['avg_load_balancing']:.2f}", "load-balancing value, mean of layers (1 is balanced)"))
-    if summary.get("avg_entropy") is not None:
-        figures.append((f"{summary['avg_entropy']:.2f}", "entropy of the load, mean of layers (1 is even)"))
-    return figures
+    known = {
+        "of a token’s experts served the token before it": _formatted(summary["avg_overlap_lag1"], percent),
+        "load-balancing value, mean of layers (1 is even)": _formatted(summary["avg_load_balancing"], "{:.2f}".format),
+        "entropy of the load, mean of layers (1 is even)": _formatted(summary["avg_entropy"], "{:.2f}".format),
+    }
+    return _cache_figures(document) + [(value, name) for name, value in known.items() if value]
+
+
+def _formatted(value: float | None, write: Callable[[float], str]) -> str | None:
+    return None if value is None else write(value)
+
+
+def _cache_figures(document: Document) -> list[tuple[str, str]]:
+    policy = online_policy(document)
+    if policy is None:
+        return []
+    section, advised = document["cache"], target(document, 0.9)
+    size, cycle = section["expert_bytes"], section["token_cycle_experts"]
+    quarter = hit_rate(curves(document)[policy], section["bank_experts"] / 4)
+    figures = [(percent(quarter), f"hits with a quarter of the experts in memory ({POLICIES[policy]})")]
+    if advised and size:
+        total = byte_size(section["bank_experts"] * size)
+        figures.append((byte_size(advised["capacity"] * size), f"memory for 90 % hits, of {total} in all"))
+    token_cycle = byte_size(cycle * size) if size else f"{cycle:,} experts"
+    return [*figures, (token_cycle, "token cycle: what one token uses in all layers")]

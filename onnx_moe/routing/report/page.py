@@ -14,7 +14,7 @@ from markupsafe import Markup
 from onnx_moe.routing.report import findings
 from onnx_moe.routing.report.advice import advice
 from onnx_moe.routing.report.numbers import byte_size, counted, percent
-from onnx_moe.routing.report.reading import POLICIES, Document, curves, phase_of, scores
+from onnx_moe.routing.report.reading import POLICIES, Document, online_policy, phase_of, scores
 
 _SCRIPTS = ("dom.js", "chart.js", "heatmap.js", "cache.js", "experts.js", "time.js", "relations.js", "main.js")
 
@@ -22,8 +22,8 @@ _START_BUDGET, _BANDWIDTH = 25, 2.0  # percent of the experts, GB/s of a common 
 
 _BASES = {
     "router_probabilities": "the router’s mean probability of each expert",
-    "selected_weights": "the mean gate weight of the chosen experts, because the recording has no probabilities of the others",
-    "counts": "the share of selections again, because the recording has no weights",
+    "selected_weights": "the mean gate weight of the chosen experts, because probabilities of the others are not recorded",
+    "counts": "the share of selections again, because weights are not recorded",
 }
 
 
@@ -36,51 +36,62 @@ class _Section:
     finding: Callable[[Document], str]
 
 
+def _known(section: str) -> Callable[[Document], Any]:
+    """Whether a profile has a section for prefill or decode."""
+    return lambda document: phase_of(document[section])
+
+
 _SECTIONS = (
-    _Section("cache", "Memory", "How much memory the experts need", curves, findings.cache),
-    _Section("experts", "Experts", "Which experts are chosen", lambda d: any(d["maps"].values()), findings.experts),
-    _Section("concentration", "Concentration", "How few experts do how much", lambda d: phase_of(d["concentration"]), findings.concentration),
-    _Section("layers", "Layers", "How even each layer is", lambda d: d["per_layer"], findings.layers),
-    _Section("time", "Time", "From token to token", lambda d: phase_of(d["time"]), findings.time),
+    _Section("cache", "Memory", "How much memory the experts need", online_policy, findings.cache),
+    _Section("experts", "Experts", "Which experts are chosen", _known("maps"), findings.experts),
+    _Section("concentration", "Skew", "How few experts do how much", _known("concentration"), findings.concentration),
+    _Section("layers", "Layers", "How even each layer is", lambda document: document["per_layer"], findings.layers),
+    _Section("time", "Time", "From token to token", _known("time"), findings.time),
     _Section("relations", "Relations", "What goes with what", findings.relations, findings.relations),
     _Section("predictors", "Predictors", "What could be read ahead", scores, findings.predictors),
-    _Section("balance", "Balance", "Load balancing over the run", lambda d: phase_of(d["balance"]), findings.balance),
+    _Section("balance", "Balance", "Load balancing over the run", _known("balance"), findings.balance),
 )
 
 
 def render_page(document: Document) -> str:
     """The page of a profile's document, as HTML. Sections that the profile knows nothing about are left out."""
-    return _environment().get_template("report.html").render(
-        profile=document,
-        advice=advice(document),
-        key_figures=[{"value": value, "name": name} for value, name in findings.key_figures(document)],
-        facts=_facts(document),
-        warnings=_warnings(document),
-        sections=[
-            {"id": one.id, "short": one.short, "title": one.title, "finding": one.finding(document)}
-            for one in _SECTIONS
-            if one.known(document)
-        ],
-        phases=[phase for phase in ("decode", "prefill", "all") if document["maps"].get(phase)],
-        drift=phase_of(document.get("drift")),
-        transitions=any((document.get("transitions") or {}).get("per_layer", [])),
-        policies=POLICIES,
-        basis=_basis(document),
-        start_budget=_START_BUDGET,
-        bandwidth=_BANDWIDTH,
-        scripts=_SCRIPTS,
-        version=version("onnx-moe"),
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            profile=document,
+            advice=advice(document),
+            key_figures=[{"value": value, "name": name} for value, name in findings.key_figures(document)],
+            facts=_facts(document),
+            warnings=_warnings(document),
+            sections=[
+                {"id": one.id, "short": one.short, "title": one.title, "finding": one.finding(document)}
+                for one in _SECTIONS
+                if one.known(document)
+            ],
+            phases=[phase for phase in ("decode", "prefill", "all") if document["maps"].get(phase)],
+            drift=phase_of(document.get("drift")),
+            transitions=any((document.get("transitions") or {}).get("per_layer", [])),
+            policies=POLICIES,
+            basis=_basis(document),
+            start_budget=_START_BUDGET,
+            bandwidth=_BANDWIDTH,
+            scripts=_SCRIPTS,
+            version=version("onnx-moe"),
+        )
     )
 
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     loader = PackageLoader("onnx_moe.routing.report")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     # `tojson` escapes <, > and & as \u003c …, so that no string of a profile can end the script element that holds it.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "sort_keys": False}
     environment.filters.update(percent=percent, bytes=byte_size)
-    environment.globals["source"] = lambda name: Markup(loader.get_source(environment, name)[0])  # noqa: S704, our own files
+    environment.globals["source"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
 
 
@@ -106,7 +117,10 @@ def _warnings(document: Document) -> list[str]:
     recorded = document["recorded"]
     warnings = []
     if recorded["dropped_calls"]:
-        warnings.append(f"The recording reached its limit and lacks {counted(recorded['dropped_calls'], 'call')}: figures are of the part that it has.")
+        warnings.append(
+            f"The recording reached its limit and lacks {counted(recorded['dropped_calls'], 'call')}: "
+            "figures are of the part that it has."
+        )
     if not recorded["has_weights"]:
         warnings.append("The recording has no gate weights: there is no gate mass.")
     return warnings

@@ -21,7 +21,9 @@ def write_report(document: Document, path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix not in _WRITERS:
-        raise InvalidInputError(f"a report cannot be written as {path.name!r}: use a name that ends in {', '.join(_WRITERS)}.")
+        raise InvalidInputError(
+            f"a report cannot be written as {path.name!r}: use a name that ends in {', '.join(_WRITERS)}."
+        )
     _check(document)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_WRITERS[path.suffix](document), encoding="utf-8")
@@ -29,7 +31,7 @@ def write_report(document: Document, path: str | Path) -> Path:
 
 
 def json_lines(document: Document) -> Iterator[dict[str, Any]]:
-    """A profile as records, for tools that read line by line: "profile", then "layer"s, "predictor"s and "cache" points."""
+    """A profile as records, for tools that read line by line: "profile", then each "layer", "predictor" and "cache"."""
     yield {"record": "profile", **document["model"], **document["recorded"], "summary": document["summary"]}
     for index, layer in enumerate(document["per_layer"]):
         yield {"record": "layer", **layer, **_of_layer(document, index)}
@@ -59,8 +61,8 @@ def _check(document: Document) -> None:
     kind, version = document.get("format"), document.get("version")
     if (kind, version) != (_FORMAT, _VERSION):
         raise InvalidInputError(
-            f"the document says format {kind!r}, version {version!r}, but a report needs {_FORMAT!r}, version {_VERSION}: "
-            "make it with RoutingProfile.document() of this release."
+            f"the document says format {kind!r}, version {version!r}, but a report needs {_FORMAT!r}, "
+            f"version {_VERSION}: make it with RoutingProfile.document() of this release."
         )
 
 

@@ -34,7 +34,8 @@ function chart(spec) {
   const py = (value) => bottom - ((Math.min(value, yHigh) - yLow) / (yHigh - yLow || 1)) * (bottom - top);
 
   const canvas = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
-  if (spec.zone) canvas.append(svg("rect", { class: "zone", x: left, y: top, width: px(spec.zone) - left, height: bottom - top }));
+  if (spec.zone)
+    canvas.append(svg("rect", { class: "zone", x: left, y: top, width: px(spec.zone) - left, height: bottom - top }));
   for (const value of ticks(yLow, yHigh, 5)) {
     canvas.append(svg("line", { class: "grid", x1: left, x2: right, y1: py(value), y2: py(value) }));
     canvas.append(svg("text", { x: left - 8, y: py(value) + 4, "text-anchor": "end" }, y.format(value)));
@@ -44,32 +45,57 @@ function chart(spec) {
     canvas.append(svg("text", { x: px(value), y: bottom + 19, "text-anchor": "middle" }, x.format(value)));
   }
   canvas.append(svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
-  canvas.append(svg("text", { class: "title", x: (left + right) / 2, y: height - 8, "text-anchor": "middle" }, x.label));
+  canvas.append(
+    svg("text", { class: "title", x: (left + right) / 2, y: height - 8, "text-anchor": "middle" }, x.label),
+  );
 
   const path = (values) => {
     let pen = "M";
-    return values.map((value, index) => {
-      if (value == null) return (pen = "M"), "";
-      const piece = `${pen}${px(xs[index]).toFixed(1)} ${py(value).toFixed(1)}`;
-      pen = "L";
-      return piece;
-    }).join("");
+    return values
+      .map((value, index) => {
+        if (value == null) return ((pen = "M"), "");
+        const piece = `${pen}${px(xs[index]).toFixed(1)} ${py(value).toFixed(1)}`;
+        pen = "L";
+        return piece;
+      })
+      .join("");
   };
   for (const values of quiet) canvas.append(svg("path", { class: "quiet", d: path(values) }));
   for (const one of series) {
     if (!one.bars) canvas.append(svg("path", { class: `series ${one.look}`, d: path(one.values) }));
     else {
       const wide = Math.max(1, Math.min(26, px(xs[0] + 0.76) - px(xs[0])));
-      one.values.forEach((value, index) => value != null && canvas.append(svg("rect", {
-        class: `bars ${one.look}`, x: px(xs[index]) - wide / 2, y: py(value), width: wide, height: Math.max(0, bottom - py(value)) })));
+      one.values.forEach(
+        (value, index) =>
+          value != null &&
+          canvas.append(
+            svg("rect", {
+              class: `bars ${one.look}`,
+              x: px(xs[index]) - wide / 2,
+              y: py(value),
+              width: wide,
+              height: Math.max(0, bottom - py(value)),
+            }),
+          ),
+      );
     }
   }
   marks.forEach((mark, index) => {
     const line = px(mark.x);
     const toLeft = line > right - 150;
     canvas.append(svg("line", { class: `mark ${mark.look ?? ""}`, x1: line, x2: line, y1: top, y2: bottom }));
-    canvas.append(svg("text", { class: "mark", x: line + (toLeft ? -6 : 6), y: (mark.low ? bottom - 10 : top + 12) - (mark.low ? 1 : -1) * 15 * index,
-      "text-anchor": toLeft ? "end" : "start" }, mark.label));
+    canvas.append(
+      svg(
+        "text",
+        {
+          class: "mark",
+          x: line + (toLeft ? -6 : 6),
+          y: (mark.low ? bottom - 10 : top + 12) - (mark.low ? 1 : -1) * 15 * index,
+          "text-anchor": toLeft ? "end" : "start",
+        },
+        mark.label,
+      ),
+    );
   });
 
   const cursor = svg("g", { class: "cursor", visibility: "hidden" });
@@ -78,29 +104,66 @@ function chart(spec) {
     const points = series.filter((one) => one.values[index] != null);
     cursor.replaceChildren(
       svg("line", { x1: px(xs[index]), x2: px(xs[index]), y1: top, y2: bottom }),
-      ...points.map((one) => svg("circle", { cx: px(xs[index]), cy: py(one.values[index]), r: 4, class: one.look })));
+      ...points.map((one) => svg("circle", { cx: px(xs[index]), cy: py(one.values[index]), r: 4, class: one.look })),
+    );
     return `${x.read ? x.read(xs[index]) : `${x.label} ${x.format(xs[index])}`}: ${points.map((one) => `${one.name} ${(y.read ?? y.format)(one.values[index])}`).join(", ")}`;
   };
   const nearest = (position) => {
     const value = xLow + ((position * width - left) / (right - left)) * (xHigh - xLow);
-    return xs.reduce((best, candidate, index) => (Math.abs(candidate - value) < Math.abs(xs[best] - value) ? index : best), 0);
+    return xs.reduce(
+      (best, candidate, index) => (Math.abs(candidate - value) < Math.abs(xs[best] - value) ? index : best),
+      0,
+    );
   };
-  return readable(spec.label, canvas, cursor, xs.length, readAt, nearest, legend(series, y.label, quiet.length, spec.quietName));
+  return readable(
+    spec.label,
+    canvas,
+    cursor,
+    xs.length,
+    readAt,
+    nearest,
+    legend(series, y.label, quiet.length, spec.quietName),
+  );
 }
 
 function legend(series, label, quiet, quietName) {
-  const sample = (look, bars) => svg("svg", { class: "sample", viewBox: "0 0 28 10", "aria-hidden": "true" },
-    bars ? svg("rect", { class: `bars ${look}`, x: 6, y: 0, width: 14, height: 10 }) : svg("path", { class: look, d: "M1 5L27 5" }));
-  const entries = series.map((one) => html("li", {}, sample(one.bars ? one.look : `series ${one.look}`, one.bars), one.name));
+  const sample = (look, bars) =>
+    svg(
+      "svg",
+      { class: "sample", viewBox: "0 0 28 10", "aria-hidden": "true" },
+      bars
+        ? svg("rect", { class: `bars ${look}`, x: 6, y: 0, width: 14, height: 10 })
+        : svg("path", { class: look, d: "M1 5L27 5" }),
+    );
+  const entries = series.map((one) =>
+    html("li", {}, sample(one.bars ? one.look : `series ${one.look}`, one.bars), one.name),
+  );
   if (quiet) entries.push(html("li", {}, sample("quiet"), quietName));
-  return html("div", { class: "legend" }, html("span", { class: "y-label" }, label), entries.length > 1 ? html("ul", {}, ...entries) : null);
+  return html(
+    "div",
+    { class: "legend" },
+    html("span", { class: "y-label" }, label),
+    entries.length > 1 ? html("ul", {}, ...entries) : null,
+  );
 }
 
 /** A plot whose `length` positions are read one by one: a slider for keyboards and screen readers. */
 function readable(label, canvas, cursor, length, readAt, nearest, above) {
   const reading = html("p", { class: "reading" });
-  const plot = html("div", { class: "plot", tabindex: 0, role: "slider", "aria-label": `${label}; arrow keys read values`, "aria-valuemin": 0,
-    "aria-valuemax": length - 1, "aria-valuenow": 0, "aria-valuetext": label }, canvas);
+  const plot = html(
+    "div",
+    {
+      class: "plot",
+      tabindex: 0,
+      role: "slider",
+      "aria-label": `${label}; arrow keys read values`,
+      "aria-valuemin": 0,
+      "aria-valuemax": length - 1,
+      "aria-valuenow": 0,
+      "aria-valuetext": label,
+    },
+    canvas,
+  );
   let position = -1;
   const moveTo = (index) => {
     position = Math.max(0, Math.min(length - 1, index));
@@ -110,7 +173,16 @@ function readable(label, canvas, cursor, length, readAt, nearest, above) {
     plot.setAttribute("aria-valuenow", position);
     plot.setAttribute("aria-valuetext", text);
   };
-  const steps = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 8, PageDown: -8, Home: -Infinity, End: Infinity };
+  const steps = {
+    ArrowRight: 1,
+    ArrowUp: 1,
+    ArrowLeft: -1,
+    ArrowDown: -1,
+    PageUp: 8,
+    PageDown: -8,
+    Home: -Infinity,
+    End: Infinity,
+  };
   plot.addEventListener("keydown", (event) => {
     if (!(event.key in steps)) return;
     event.preventDefault();

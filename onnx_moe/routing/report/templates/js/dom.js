@@ -58,7 +58,8 @@ function tableOf(summary, headings, rows) {
   return details;
 }
 
-const scrolling = (label, content) => html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, content);
+const scrolling = (label, content) =>
+  html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, content);
 
 function table(headings, rows) {
   const cell = (value, index) => (index ? html("td", {}, value) : html("th", { scope: "row" }, value));
@@ -66,10 +67,21 @@ function table(headings, rows) {
     "table",
     {},
     html("thead", {}, html("tr", {}, ...headings.map((heading) => html("th", { scope: "col" }, heading)))),
-    html("tbody", {}, ...rows.map((row) => html("tr", {}, ...row.map((value, index) => cell(value instanceof Node ? value : String(value), index))))),
+    html(
+      "tbody",
+      {},
+      ...rows.map((row) =>
+        html("tr", {}, ...row.map((value, index) => cell(value instanceof Node ? value : String(value), index))),
+      ),
+    ),
   );
 }
 
 /** A bar as long as a share, with its figure beside it. */
 const bar = (share, text) =>
-  html("span", { class: "bar" }, html("b", {}, text), html("span", {}, html("i", { style: `width:${(100 * Math.min(1, Math.max(0, share))).toFixed(1)}%` })));
+  html(
+    "span",
+    { class: "bar" },
+    html("b", {}, text),
+    html("span", {}, html("i", { style: `width:${(100 * Math.min(1, Math.max(0, share))).toFixed(1)}%` })),
+  );

@@ -14,7 +14,11 @@ const channels = (colour) => [1, 3, 5].map((start) => parseInt(colour.slice(star
 
 /** Steps of the ramp `name` of the style sheet, as a function of [0, 1] to [red, green, blue]. */
 function ramp(name) {
-  const stops = getComputedStyle(document.documentElement).getPropertyValue(name).trim().split(/\s*,\s*/).map(channels);
+  const stops = getComputedStyle(document.documentElement)
+    .getPropertyValue(name)
+    .trim()
+    .split(/\s*,\s*/)
+    .map(channels);
   return (share) => {
     const place = Math.max(0, Math.min(1, share)) * (stops.length - 1);
     const below = Math.min(stops.length - 2, Math.floor(place));
@@ -29,8 +33,19 @@ function heatMap(spec) {
   const { rows, columns } = spec;
   const canvas = html("canvas", { "aria-hidden": "true" });
   const cellHeight = spec.cellHeight ?? Math.max(5, Math.min(18, Math.round(520 / rows)));
-  const box = html("div", { class: "cells", tabindex: 0, role: "application", "aria-roledescription": "heat map",
-    "aria-label": `${spec.label}; arrow keys read cells`, style: `height:${rows * cellHeight}px` }, canvas, html("span", { class: "cell", hidden: "" }));
+  const box = html(
+    "div",
+    {
+      class: "cells",
+      tabindex: 0,
+      role: "application",
+      "aria-roledescription": "heat map",
+      "aria-label": `${spec.label}; arrow keys read cells`,
+      style: `height:${rows * cellHeight}px`,
+    },
+    canvas,
+    html("span", { class: "cell", hidden: "" }),
+  );
   const reading = html("p", { class: "reading", "aria-live": "polite" });
   const draw = () => {
     const scale = Math.max(1, Math.round(1800 / columns));
@@ -38,7 +53,9 @@ function heatMap(spec) {
     [canvas.width, canvas.height] = [columns * scale, rows * tall];
     const context = canvas.getContext("2d");
     const colour = ramp(spec.colours ?? "--heat");
-    const none = getComputedStyle(document.documentElement).getPropertyValue(spec.blank ?? "--heat-none").trim();
+    const none = getComputedStyle(document.documentElement)
+      .getPropertyValue(spec.blank ?? "--heat-none")
+      .trim();
     for (let row = 0; row < rows; row++) {
       for (let column = 0; column < columns; column++) {
         const share = spec.shade(row, column);
@@ -50,7 +67,12 @@ function heatMap(spec) {
   redraws.set(spec.id, draw);
   draw();
   followCell(spec, box, reading);
-  show(spec.id, heatLegend(spec), html("div", { class: "map" }, sideLabels(spec, cellHeight), html("div", {}, box, footLabels(spec))), reading);
+  show(
+    spec.id,
+    heatLegend(spec),
+    html("div", { class: "map" }, sideLabels(spec, cellHeight), html("div", {}, box, footLabels(spec))),
+    reading,
+  );
 }
 
 function followCell({ rows, columns, read }, box, reading) {
@@ -58,11 +80,25 @@ function followCell({ rows, columns, read }, box, reading) {
   let [row, column] = [0, -1];
   const moveTo = (nextRow, nextColumn) => {
     [row, column] = [Math.max(0, Math.min(rows - 1, nextRow)), Math.max(0, Math.min(columns - 1, nextColumn))];
-    Object.assign(frame.style, { left: `${(100 * column) / columns}%`, top: `${(100 * row) / rows}%`, width: `${100 / columns}%`, height: `${100 / rows}%` });
+    Object.assign(frame.style, {
+      left: `${(100 * column) / columns}%`,
+      top: `${(100 * row) / rows}%`,
+      width: `${100 / columns}%`,
+      height: `${100 / rows}%`,
+    });
     frame.hidden = false;
     reading.textContent = read(row, column);
   };
-  const steps = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0], Home: [0, -columns], End: [0, columns], PageUp: [-rows, 0], PageDown: [rows, 0] };
+  const steps = {
+    ArrowRight: [0, 1],
+    ArrowLeft: [0, -1],
+    ArrowDown: [1, 0],
+    ArrowUp: [-1, 0],
+    Home: [0, -columns],
+    End: [0, columns],
+    PageUp: [-rows, 0],
+    PageDown: [rows, 0],
+  };
   box.addEventListener("keydown", (event) => {
     if (!(event.key in steps)) return;
     event.preventDefault();
@@ -70,7 +106,10 @@ function followCell({ rows, columns, read }, box, reading) {
   });
   box.addEventListener("pointermove", (event) => {
     const area = box.getBoundingClientRect();
-    moveTo(Math.floor(((event.clientY - area.top) / area.height) * rows), Math.floor(((event.clientX - area.left) / area.width) * columns));
+    moveTo(
+      Math.floor(((event.clientY - area.top) / area.height) * rows),
+      Math.floor(((event.clientX - area.left) / area.width) * columns),
+    );
   });
   box.addEventListener("pointerleave", () => {
     if (document.activeElement !== box) [frame.hidden, reading.textContent] = [true, ""];
@@ -85,18 +124,38 @@ const thinned = (length, pixels, room) => {
 
 function sideLabels({ rows, rowTitle, rowLabel }, cellHeight) {
   const labels = thinned(rows, rows * cellHeight, 15).map((row) =>
-    html("span", { style: `top:${((row + 0.5) * 100) / rows}%` }, rowLabel ? rowLabel(row) : String(row)));
-  return html("div", { class: "side", "aria-hidden": "true", style: `height:${rows * cellHeight}px` }, html("i", {}, rowTitle), ...labels);
+    html("span", { style: `top:${((row + 0.5) * 100) / rows}%` }, rowLabel ? rowLabel(row) : String(row)),
+  );
+  return html(
+    "div",
+    { class: "side", "aria-hidden": "true", style: `height:${rows * cellHeight}px` },
+    html("i", {}, rowTitle),
+    ...labels,
+  );
 }
 
 function footLabels({ columns, columnTitle, columnLabel, width = 1040 }) {
   const labels = thinned(columns, width, 44).map((column) =>
-    html("span", { style: `left:${((column + 0.5) * 100) / columns}%` }, columnLabel ? columnLabel(column) : String(column)));
+    html(
+      "span",
+      { style: `left:${((column + 0.5) * 100) / columns}%` },
+      columnLabel ? columnLabel(column) : String(column),
+    ),
+  );
   return html("div", { class: "foot", "aria-hidden": "true" }, ...labels, html("i", {}, columnTitle));
 }
 
 function heatLegend({ scale, scaleTitle, none, blank = "--heat-none", colours = "--heat" }) {
-  const strip = html("div", { class: `strip ${colours.slice(2)}` }, ...scale.map(({ share, label }) => html("span", { style: `left:${100 * share}%` }, label)));
-  return html("div", { class: "heat-legend" }, html("b", {}, scaleTitle), strip,
-    none ? html("span", { class: "none" }, html("i", { style: `background:var(${blank})` }), none) : null);
+  const strip = html(
+    "div",
+    { class: `strip ${colours.slice(2)}` },
+    ...scale.map(({ share, label }) => html("span", { style: `left:${100 * share}%` }, label)),
+  );
+  return html(
+    "div",
+    { class: "heat-legend" },
+    html("b", {}, scaleTitle),
+    strip,
+    none ? html("span", { class: "none" }, html("i", { style: `background:var(${blank})` }), none) : null,
+  );
 }

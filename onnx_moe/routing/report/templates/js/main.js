@@ -8,7 +8,8 @@ const state = {
     return value === "all" ? null : Number(value);
   },
   /** The chosen phase where `section` has it, else the one that it has. */
-  phaseOf: (section) => (section[byId("phase").value] ? byId("phase").value : Object.keys(section).find((phase) => section[phase])),
+  phaseOf: (section) =>
+    section[byId("phase").value] ? byId("phase").value : Object.keys(section).find((phase) => section[phase]),
 };
 
 // A view is drawn where the template has a place for it: it leaves out what the profile does not know.
@@ -33,7 +34,10 @@ for (const [, draw, controls] of VIEWS) {
 redrawOnSchemeChange();
 
 byId("save").addEventListener("click", () => {
-  const link = html("a", { download: "routing-profile.json", href: URL.createObjectURL(new Blob([byId("profile").textContent], { type: "application/json" })) });
+  const link = html("a", {
+    download: "routing-profile.json",
+    href: URL.createObjectURL(new Blob([byId("profile").textContent], { type: "application/json" })),
+  });
   link.click();
   URL.revokeObjectURL(link.href);
 });
