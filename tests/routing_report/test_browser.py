@@ -83,11 +83,9 @@ def test_every_chart_is_drawn(page):
         assert marks > 0, chart
         assert "NaN" not in drawing(page, chart), chart
     for chart in MAP_IDS:
-        colours = page.evaluate(
-            f"(canvas => new Set(new Uint32Array(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)"
-            f".data.buffer)).size)(document.querySelector('#{chart} canvas'))"
-        )
-        assert colours > 2, chart
+        image = "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer"
+        canvas = f"document.querySelector('#{chart} canvas')"
+        assert page.evaluate(f"(c => new Set(new Uint32Array({image})).size)({canvas})") > 2, chart
 
 
 def test_the_page_fits_1280_picture(page):
@@ -226,9 +224,11 @@ def test_text_and_lines_stand_out_in_both_schemes(page, scheme):
 def test_maps_are_drawn_anew_for_another_scheme(page):
     light = {chart: picture(page, chart) for chart in MAP_IDS}
     page.scheme("dark")
+    page.settle(200)
     dark = {chart: picture(page, chart) for chart in MAP_IDS}
     assert all(light[chart] != dark[chart] for chart in MAP_IDS)
     page.scheme("light")
+    page.settle(200)
     assert {chart: picture(page, chart) for chart in MAP_IDS} == light
 
 

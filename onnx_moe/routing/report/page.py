@@ -22,7 +22,7 @@ _START_BUDGET, _BANDWIDTH = 25, 2.0  # percent of the experts, GB/s of a common 
 
 _BASES = {
     "router_probabilities": "the router’s mean probability of each expert",
-    "selected_weights": "the mean gate weight of the chosen experts, because probabilities of the others are not recorded",
+    "selected_weights": "the mean gate weight, because probabilities of the others are not recorded",
     "counts": "the share of selections again, because weights are not recorded",
 }
 
