@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,47 @@ class RoutingTrace:
             self.experts[positions],
             None if self.weights is None else self.weights[positions],
         )
+
+    @property
+    def tokens_of_calls(self) -> NDArray[np.int64]:
+        """Tokens of each call [V]."""
+        return np.diff(self.offsets) // self.top_k
+
+    def token_by_token(self) -> RoutingTrace:
+        """The same choices as decoding would make them: each token passes all layers before the next one does.
+
+        A pass is a run of calls of rising layers with the same request, phase and number of tokens.
+        """
+        tokens = self.tokens_of_calls
+        new_pass = np.ones(self.num_calls, bool)
+        same = [column[1:] == column[:-1] for column in (self.requests, self.phases, tokens)]
+        new_pass[1:] = ~((self.layers[1:] > self.layers[:-1]) & np.logical_and.reduce(same))
+        passes = np.repeat(np.cumsum(new_pass), tokens)
+        calls = np.repeat(np.arange(self.num_calls), tokens)
+        rows = np.arange(len(calls)) - np.repeat(self.offsets[:-1] // self.top_k, tokens)
+        order = np.lexsort((calls, rows, passes))
+        chosen = calls[order]
+        reordered = [
+            None if column is None else column.reshape(-1, self.top_k)[order].reshape(-1)
+            for column in (self.experts, self.weights)
+        ]
+        return replace(
+            self,
+            layers=self.layers[chosen],
+            phases=self.phases[chosen],
+            requests=self.requests[chosen],
+            offsets=np.arange(len(order) + 1, dtype=np.int64) * self.top_k,
+            experts=reordered[0],
+            weights=reordered[1],
+        )
+
+    def last_calls(self, expert_ids: int) -> RoutingTrace:
+        """The last calls, with about so many expert ids at the most, from a call of the first call's layer on."""
+        if len(self.experts) <= expert_ids:
+            return self
+        first = int(np.searchsorted(self.offsets, self.offsets[-1] - expert_ids))
+        starts = np.flatnonzero(self.layers[first:] == self.layers[0])
+        return self.select(slice(first + int(starts[0]) if starts.size else first, None))
 
     @classmethod
     def of_calls(cls, calls: Sequence[Call], num_experts: int, layer_names: int | Sequence[str]) -> RoutingTrace:
