@@ -1,0 +1,265 @@
+"""The page in a headless Chromium: what it asks for, what keys do, and how it looks in both schemes and on paper."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from onnx_moe.routing.report import write_report
+from tests.routing_report.browser import CHROMIUM, Page, chromium
+from tests.routing_report.documents import small_document
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package chromium")
+
+CHART_IDS = (
+    "cache-chart",
+    "concentration-chart",
+    "cover-chart",
+    "layer-figures",
+    "overlap",
+    "reuse",
+    "drift",
+    "information",
+    "predictor-layers",
+)
+MAP_IDS = ("expert-map", "transition-map", "balance-map")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    document = small_document()
+    document["maps"]["prefill"] = {
+        "share": document["maps"]["all"]["share"][::-1],
+        "mass": document["maps"]["all"]["share"],
+    }
+    return write_report(document, tmp_path_factory.mktemp("report") / "report.html")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser: Page, report: Path) -> Iterator[Page]:
+    browser.scheme("light")
+    browser.open(report)
+    yield browser
+    assert browser.problems() == []
+    assert [address for address in browser.requests() if not address.startswith("data:")] == [report.as_uri()]
+
+
+def focus(page: Page, selector: str) -> None:
+    assert page.evaluate(f"document.querySelector({selector!r}).focus(), document.activeElement.matches({selector!r})")
+
+
+def drawing(page: Page, chart: str) -> str:
+    """A chart's SVG."""
+    return page.evaluate(f"document.querySelector('#{chart} svg:not(.sample)').innerHTML")
+
+
+def picture(page: Page, chart: str) -> str:
+    """A heat map's canvas as an address that holds its pixels."""
+    return page.evaluate(f"document.querySelector('#{chart} canvas').toDataURL()")
+
+
+def elements(page: Page, selector: str, condition: str = "true") -> list[str]:
+    """The beginnings of the elements `e` for which a JavaScript condition holds."""
+    return page.evaluate(
+        f"[...document.querySelectorAll({selector!r})].filter(e => {condition}).map(e => e.outerHTML.slice(0, 100))"
+    )
+
+
+def test_every_chart_is_drawn(page):
+    for chart in CHART_IDS:
+        marks = page.evaluate(
+            f"document.querySelectorAll('#{chart} svg:not(.sample) :is(path.series, rect.bars)').length"
+        )
+        assert marks > 0, chart
+        assert "NaN" not in drawing(page, chart), chart
+    for chart in MAP_IDS:
+        image = "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer"
+        canvas = f"document.querySelector('#{chart} canvas')"
+        assert page.evaluate(f"(c => new Set(new Uint32Array({image})).size)({canvas})") > 2, chart
+
+
+def test_the_page_fits_1280_picture(page):
+    assert page.evaluate("document.documentElement.scrollWidth") == 1280
+    scrolled = "e.closest('svg, .scroll')"
+    assert elements(page, "body *", f"!{scrolled} && e.getBoundingClientRect().right > 1281") == []
+    assert elements(page, ".panel td, .panel th, .bar b", "e.scrollWidth > e.clientWidth + 1 && e.clientWidth") == []
+
+
+def test_tab_reaches_every_control_and_plot(page):
+    page.evaluate("addEventListener('focusin', event => event.target.classList.add('seen'))")
+    reachable = "select, input, button, summary, .plot, .cells, nav a"
+    page.press(*["Tab"] * (len(elements(page, reachable)) + 10))
+    assert elements(page, reachable, "!e.classList.contains('seen')") == []
+
+
+def test_a_budget_is_set_with_arrow_keys(page):
+    assert page.text("#budget-reading") == "6.00 MB, 6 of 24 experts (25 %)"
+    focus(page, "#budget")
+    page.press(*["ArrowRight"] * 25)
+    assert page.text("#budget-reading") == "12.0 MB, 12 of 24 experts (50 %)"
+    rows = dict(re.split(r"\t", line, maxsplit=1) for line in page.text("#operating-point").splitlines())
+    # LRU hits 0.7, decayed LFU 0.8, Belady 0.9 of six lookups a token; an expert is 1 MB, the disk gives 2 GB/s.
+    assert rows["hits"].split("\t") == ["70 %", "80 %", "90 %"]
+    assert rows["misses"].split("\t") == ["1.8", "1.2", "0.6"]
+    assert rows["read"].split("\t") == ["1.80 MB", "1.20 MB", "600 kB"]
+    assert rows["reading takes"].split("\t") == ["0.9 ms", "0.6 ms", "0.3 ms"]
+    assert rows["tokens/s at most"].split("\t") == ["1110", "1670", "3330"]
+
+
+def test_a_budget_below_the_token_cycle_is_said(page):
+    hidden = "document.getElementById('below-cycle').hidden"
+    assert page.evaluate(hidden)
+    focus(page, "#budget")
+    page.press("Home")
+    assert not page.evaluate(hidden)
+
+
+def test_the_heat_map_switches_measure_order_scale_and_tokens(page):
+    def cells() -> str:
+        focus(page, "#expert-map .cells")
+        page.press("PageUp", "Home")
+        return page.text("#expert-map .reading")
+
+    assert cells().startswith(
+        "Layer 0, expert 0: 50 % of the layer’s selections, 30 % of its gate mass; 4 times an even share."
+    )
+    before = picture(page, "expert-map")
+    for control, expected in (
+        ("measure", "2.4 times"),
+        ("scale", "2.4 times"),
+        ("order", "expert 0: 50 %"),
+        ("phase", "expert 0: 30 %"),
+    ):
+        focus(page, f"#{control}")
+        page.press("ArrowDown")
+        after = picture(page, "expert-map")
+        assert expected in cells(), control
+        assert after != before or control in ("order",), control
+        before = after
+
+
+def test_heat_map_cells_are_read_with_arrow_keys(page):
+    focus(page, "#expert-map .cells")
+    page.press("Home", "ArrowRight", "ArrowDown", "ArrowDown")
+    assert page.text("#expert-map .reading").startswith(
+        "Layer 2, expert 1: 30 % of the layer’s selections, 20 % of its gate mass"
+    )
+    page.press("End", "ArrowUp", "ArrowUp")
+    assert page.text("#expert-map .reading").startswith("Layer 0, expert 7: 0 % of")
+
+
+def test_charts_are_read_with_arrow_keys(page):
+    focus(page, "#cache-chart .plot")
+    page.press("Home", "ArrowRight")
+    rates = "LRU 30 %, decayed LFU 50 %, Belady (knows the future) 70 %, pinned by the first half 40 %"
+    reading = f"With 6.00 MB (25 % of the experts): {rates}"
+    assert page.text("#cache-chart .reading") == reading
+    assert page.evaluate("document.querySelector('#cache-chart .plot').getAttribute('aria-valuetext')") == reading
+
+
+def test_a_layer_is_chosen_with_the_keyboard(page):
+    before = {chart: drawing(page, chart) for chart in CHART_IDS}
+    focus(page, "#layer")
+    page.press("ArrowDown")
+    assert page.evaluate("document.getElementById('layer').value") == "0"
+    changed = {chart for chart in CHART_IDS if drawing(page, chart) != before[chart]}
+    assert changed == set(CHART_IDS) - {"cache-chart", "information"}
+    assert page.text("#cooccurrence-name") == "Strongest pairs of layer 0"
+    page.press("ArrowDown")
+    assert page.text("#transition-name") == "From layer 0 to layer 1"
+
+
+def test_tables_stand_beside_every_figure(page):
+    assert page.evaluate("document.querySelectorAll('details.numbers').length") >= 11
+    focus(page, "#cache-chart summary")
+    page.press("Enter")
+    assert page.text("#cache-chart tbody tr:nth-child(3)").split("\t") == [
+        "12",
+        "12.0 MB",
+        "50 %",
+        "70 %",
+        "80 %",
+        "90 %",
+        "60 %",
+    ]
+    page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
+    page.settle(100)
+    assert elements(page, "details.numbers", "!e.querySelector('tbody td')") == []
+
+
+def test_the_profile_is_saved_from_the_page(page, tmp_path):
+    page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    focus(page, "#save")
+    page.press("Enter")
+    page.settle(300)
+    assert [file.name for file in tmp_path.iterdir()] == ["routing-profile.json"]
+
+
+CONTRAST = Path(__file__).with_name("contrast.js").read_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_lines_stand_out_in_both_schemes(page, scheme):
+    """WCAG 2.2 AA: 4.5 for text, 3 for what carries a figure."""
+    page.scheme(scheme)
+    assert (
+        page.evaluate(
+            "getComputedStyle(document.body).colorScheme || getComputedStyle(document.documentElement).colorScheme"
+        )
+        == scheme
+    )
+    assert page.evaluate(CONTRAST) == []
+
+
+def test_maps_are_drawn_anew_for_another_scheme(page):
+    light = {chart: picture(page, chart) for chart in MAP_IDS}
+    page.scheme("dark")
+    page.settle(200)
+    dark = {chart: picture(page, chart) for chart in MAP_IDS}
+    assert all(light[chart] != dark[chart] for chart in MAP_IDS)
+    page.scheme("light")
+    page.settle(200)
+    assert {chart: picture(page, chart) for chart in MAP_IDS} == light
+
+
+def test_names_for_screen_readers(page):
+    page.call("Accessibility.enable")
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    named = {"slider", "application", "combobox", "spinbutton", "button", "link", "region", "heading"}
+    nameless = [
+        node["role"]["value"]
+        for node in nodes
+        if not node["ignored"] and node["role"]["value"] in named and not node.get("name", {}).get("value")
+    ]
+    assert nameless == []
+    roles = [node["role"]["value"] for node in nodes if not node["ignored"]]
+    assert roles.count("application") == len(MAP_IDS)
+    assert roles.count("slider") >= len(CHART_IDS) + 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_prints_light_and_without_controls(page, scheme):
+    page.scheme(scheme)
+    pdf = page.pdf()
+    assert pdf.startswith(b"%PDF")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 10
+    page.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--surface').trim()") == "#ffffff"
+    assert page.evaluate("getComputedStyle(document.querySelector('.toolbar')).display") == "none"
+    page.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_a_screenshot_shows_something(page):
+    image = page.screenshot()
+    assert struct.unpack(">II", image[16:24]) == (1280, 900)
+    assert len(image) > 20_000
