@@ -168,7 +168,7 @@ def _layer(number: int) -> dict[str, Any]:
 
 
 def _link(layer: int, bits: float) -> dict[str, Any]:
-    top = [[[(expert + 1) % EXPERTS, 0.4], [expert, 0.2]] for expert in range(EXPERTS)]
+    top = [[[(expert + 1) % EXPERTS, 0.4], [expert, 0.3]] for expert in range(EXPERTS)]
     return {"layer": layer, "from_layer": layer - 1, "tokens": 2000, "mutual_information_bits": bits, "top": top}
 
 

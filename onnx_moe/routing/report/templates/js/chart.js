@@ -82,7 +82,7 @@ function chart(spec) {
   }
   marks.forEach((mark, index) => {
     const line = px(mark.x);
-    const toLeft = line > right - 150;
+    const toLeft = line > right - 110;
     canvas.append(svg("line", { class: `mark ${mark.look ?? ""}`, x1: line, x2: line, y1: top, y2: bottom }));
     canvas.append(
       svg(
