@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from onnx_moe.routing import Call, RoutingTrace
+from onnx_moe.routing.profile import RoutingProfile, profile_trace
 from onnx_moe.routing.report import write_report
+from onnx_moe.routing.trace import PREFILL
 from tests.routing_report.browser import CHROMIUM, Page, chromium
 from tests.routing_report.documents import small_document
+from tests.routing_report.raw_trace import trace
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package chromium")
 
@@ -161,7 +167,7 @@ def test_heat_map_cells_are_read_with_arrow_keys(page):
 def test_charts_are_read_with_arrow_keys(page):
     focus(page, "#cache-chart .plot")
     page.press("Home", "ArrowRight")
-    rates = "LRU 30 %, decayed LFU 50 %, Belady (knows the future) 70 %, pinned by the first half 40 %"
+    rates = "LRU 30 %, decayed LFU 50 %, Belady (knows the future) 70 %, pinned by the warm-up 40 %"
     reading = f"With 6.00 MB (25 % of the experts): {rates}"
     assert page.text("#cache-chart .reading") == reading
     assert page.evaluate("document.querySelector('#cache-chart .plot').getAttribute('aria-valuetext')") == reading
@@ -263,3 +269,36 @@ def test_a_screenshot_shows_something(page):
     image = page.screenshot()
     assert struct.unpack(">II", image[16:24]) == (1280, 900)
     assert len(image) > 20_000
+
+
+def counts_only() -> RoutingProfile:
+    return replace(profile_trace(trace(), expert_bytes=1_000_000), sample=None)
+
+
+def prompts_only() -> RoutingProfile:
+    return profile_trace(trace().select(trace().phases == PREFILL))
+
+
+def no_weights() -> RoutingProfile:
+    return profile_trace(replace(trace(), weights=None))
+
+
+def a_silent_layer() -> RoutingProfile:
+    return profile_trace(trace().select(trace().layers != 1))
+
+
+def one_layer_of_two_experts() -> RoutingProfile:
+    calls = [Call(0, np.array([[number % 2]], np.int32)) for number in range(40)]
+    return profile_trace(RoutingTrace.of_calls(calls, 2, 1))
+
+
+@pytest.mark.parametrize("make", [counts_only, prompts_only, no_weights, a_silent_layer, one_layer_of_two_experts])
+def test_a_profile_that_lacks_something_is_shown_without_it(browser, tmp_path, make):
+    browser.open(write_report(make().document(), tmp_path / "report.html"))
+    browser.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
+    focus(browser, "#layer")
+    browser.press("ArrowDown", "ArrowDown")
+    browser.settle(100)
+    assert browser.problems() == []
+    assert not re.search(r"NaN|Infinity|undefined|null", browser.text("body"))
+    assert "NaN" not in browser.evaluate("document.body.innerHTML")

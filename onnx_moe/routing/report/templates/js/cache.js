@@ -4,7 +4,7 @@ const POLICY_NAMES = {
   lru: "LRU",
   "decayed-lfu": "decayed LFU",
   belady: "Belady (knows the future)",
-  static: "pinned by the first half",
+  static: "pinned by the warm-up",
 };
 const SHORT_NAMES = { lru: "LRU", "decayed-lfu": "decayed LFU", belady: "Belady" };
 const POLICY_LOOKS = { lru: "a", "decayed-lfu": "b", belady: "c", static: "d" };
@@ -88,7 +88,7 @@ function drawOperatingPoint({ cache }) {
   const budget = `${size ? `${bytes(capacity * size)}, ` : ""}${count(capacity)} of ${count(bank)} experts (${percent(capacity / bank)})`;
   byId("budget-reading").textContent = budget;
   slider.setAttribute("aria-valuetext", budget);
-  const rate = Number(byId("bandwidth").value) * 1e9;
+  const rate = Number(byId("bandwidth")?.value) * 1e9;
   const shown = curves.filter((curve) => curve.policy !== "static");
   const misses = shown.map((curve) =>
     hitRate(curve, capacity) == null ? null : (1 - hitRate(curve, capacity)) * cycle,
