@@ -22,8 +22,8 @@ class ExpertLoadStats:
     """The load of one expert of a layer.
 
     activation_rate: share of the layer's selections. avg_probability, std_probability: of its weights where it was
-    chosen. rank_distribution: rank (0 the best) → how often. is_dead: never chosen, although it would have been
-    expected often enough at balance (`measures.ENOUGH_USES`).
+    chosen. rank_distribution: rank (0 the best) → how often. is_dead: never chosen, and that is no accident
+    (`measures.absence_tells`).
     """
 
     expert_id: int
@@ -47,8 +47,8 @@ class LayerRoutingProfile:
     """The load of a layer's experts, all phases together.
 
     load_balance_cv: standard deviation over mean of the non-zero loads; load_balance_cv_all: of all. entropy: of the
-    loads over ln E, gini: over all experts; NaN without tokens. unseen_experts were never chosen; dead_experts are those
-    of them that ought to have been, by `expected_uses` = tokens · top_k / E.
+    loads over ln E, gini: over all experts; NaN without tokens. expected_uses: tokens · top_k / E. unseen_experts were
+    never chosen; dead_experts are the same ones where their absence tells anything (`measures.absence_tells`).
     """
 
     layer_idx: int
@@ -103,7 +103,7 @@ class LayerRoutingProfile:
             expected_uses=float(mean),
             hot_experts=np.flatnonzero(loads > hot_threshold * mean).tolist(),
             cold_experts=np.flatnonzero((loads > 0) & (loads < cold_threshold * mean)).tolist(),
-            dead_experts=unseen if mean >= measures.ENOUGH_USES else [],
+            dead_experts=unseen if measures.absence_tells(loads) else [],
             unseen_experts=unseen,
         )
         profile.expert_stats = _expert_stats(counts, layer, profile)

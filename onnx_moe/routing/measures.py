@@ -15,6 +15,14 @@ Array = NDArray[Any]
 ENOUGH_USES = 10.0
 
 
+def absence_tells(counts: Array) -> bool:
+    """Whether an expert without any use in counts [E] may be called dead rather than rare: the mean is at least
+    ENOUGH_USES, and none was used only once. By Good and Turing, the experts used once have together the share of uses
+    that the unseen ones may be expected to have.
+    """
+    return bool(counts.mean() >= ENOUGH_USES and not (counts == 1).any())
+
+
 def entropy(counts: Array) -> Array:
     """Entropy of counts [..., E] over ln E: 1 where all are even, 0 where one has all; NaN without any."""
     total = counts.sum(-1, keepdims=True)

@@ -137,6 +137,15 @@ class RoutingProfile:
         with path.open("wb") as file:
             np.savez_compressed(file, facts=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]
 
+    @staticmethod
+    def is_profile(path: str | Path) -> bool:
+        """Whether a file is one that `save` wrote."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return "facts" in file.files
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return False
+
     @classmethod
     def load(cls, path: str | Path) -> RoutingProfile:
         """Reads what `save` wrote. Raises InvalidInputError for another file."""

@@ -87,6 +87,7 @@ class RoutingSimulator:
         weight *= self._kinds[self._random.integers(self._style.num_kinds)]
         # Of exponential times with these rates, the first k are k draws without replacement.
         times = self._random.standard_exponential(self._shape, dtype=np.float32) / weight
+        np.maximum(times, np.finfo(np.float32).tiny, out=times)
         chosen = np.argpartition(times, self._top_k - 1, axis=1)[:, : self._top_k]
         scores = np.take_along_axis(times, chosen, 1)
         order = np.argsort(scores, axis=1)
