@@ -137,6 +137,18 @@ def test_files_by_suffix(tmp_path):
     assert [json.loads(line) for line in lines] == list(json_lines(document))
 
 
+def test_the_page_opens_at_a_machines_budget_and_disk():
+    def start(**machine: float) -> tuple[str | None, str | None]:
+        elements = Elements(render_page(small_document(), **machine)).elements
+        values = {attributes.get("id"): attributes.get("value") for tag, attributes in elements if tag == "input"}
+        return values["budget"], values["bandwidth"]
+
+    assert start() == ("25", "2.0")
+    assert start(budget=12.3e6, bandwidth=0.7e9) == ("51", "0.7")
+    assert start(budget=1e12) == ("100", "2.0")
+    assert start(budget=1) == ("1", "2.0")
+
+
 def test_json_lines_hold_each_layer_and_each_point():
     records = list(json_lines(small_document()))
     kinds = [record["record"] for record in records]

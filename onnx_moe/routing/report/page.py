@@ -18,7 +18,8 @@ from onnx_moe.routing.report.reading import POLICIES, Document, online_policy, p
 
 _SCRIPTS = ("dom.js", "chart.js", "heatmap.js", "cache.js", "experts.js", "time.js", "relations.js", "main.js")
 
-_START_BUDGET, _BANDWIDTH = 25, 2.0  # percent of the experts, GB/s of a common NVMe disk
+#: Where the page opens when nothing is said: a quarter of the experts, and the bytes a second of a common NVMe disk.
+_SHARE, _BANDWIDTH = 0.25, 2e9
 
 _BASES = {
     "router_probabilities": "the router’s mean probability of each expert",
@@ -53,8 +54,11 @@ _SECTIONS = (
 )
 
 
-def render_page(document: Document) -> str:
-    """The page of a profile's document, as HTML. Sections that the profile knows nothing about are left out."""
+def render_page(document: Document, *, budget: float | None = None, bandwidth: float | None = None) -> str:
+    """The page of a profile's document, as HTML. Sections that the profile knows nothing about are left out.
+
+    budget: bytes for experts, bandwidth: bytes a second of the disk, at which the page opens.
+    """
     return (
         _environment()
         .get_template("report.html")
@@ -74,8 +78,8 @@ def render_page(document: Document) -> str:
             transitions=any((document.get("transitions") or {}).get("per_layer", [])),
             policies=POLICIES,
             basis=_basis(document),
-            start_budget=_START_BUDGET,
-            bandwidth=_BANDWIDTH,
+            start_percent=_start_percent(document, budget),
+            bandwidth=round((bandwidth or _BANDWIDTH) / 1e9, 3),
             scripts=_SCRIPTS,
             version=version("onnx-moe"),
         )
@@ -93,6 +97,12 @@ def _environment() -> Environment:
     environment.filters.update(percent=percent, bytes=byte_size)
     environment.globals["source"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
+
+
+def _start_percent(document: Document, budget: float | None) -> int:
+    total = (document.get("cache") or {}).get("bank_bytes")
+    share = budget / total if budget and total else _SHARE
+    return min(100, max(1, int(100 * share)))
 
 
 def _facts(document: Document) -> list[tuple[str, str]]:
