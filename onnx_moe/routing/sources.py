@@ -186,9 +186,7 @@ def _load_csv(path: Path, sizes: _Sizes) -> RoutingTrace:
             for meaning, names in _CSV_COLUMNS.items()
         }
         if columns["layer"] is None or columns["expert"] is None:
-            raise InvalidInputError(
-                f"{path} has the columns {header}: it needs 'layer' and 'expert', one row a choice."
-            )
+            raise InvalidInputError(f"{path} has the columns {header}: it needs 'layer' and 'expert', one row a choice.")
         rows = _Rows(path, columns)
         for fields in reader:
             rows.add(fields, reader.line_num)
@@ -248,17 +246,13 @@ def _trace_of_rows(rows: _Rows, sizes: _Sizes, path: Path) -> RoutingTrace:
     if count == 0:
         raise InvalidInputError(f"{path} holds no routing.")
     phases = np.array(rows.phases)
-    same = [columns[name][1:] == columns[name][:-1] for name in ("layer", "request", "step")] + [
-        phases[1:] == phases[:-1]
-    ]
+    same = [columns[name][1:] == columns[name][:-1] for name in ("layer", "request", "step")] + [phases[1:] == phases[:-1]]
     if rows.has_steps:
         begins = np.flatnonzero(np.concatenate([[True], ~np.logical_and.reduce(same)]))
         lengths = np.unique(np.diff(np.append(begins, count)))
         sizes.suggest(top_k=int(lengths[-1]))
         if (lengths != sizes.top_k).any():
-            raise InvalidInputError(
-                f"{path}: tokens choose {lengths.tolist()} experts, but all must choose {sizes.top_k}."
-            )
+            raise InvalidInputError(f"{path}: tokens choose {lengths.tolist()} experts, but all must choose {sizes.top_k}.")
     top_k = sizes.top_k
     if top_k is None:
         raise InvalidInputError(f"{path} has no column 'step', so that top_k is not known: give it.")

@@ -111,7 +111,10 @@ def test_tab_reaches_every_control_and_plot(page):
 def test_a_budget_is_set_with_arrow_keys(page):
     assert page.text("#budget-reading") == "6.00 MB, 6 of 24 experts (25 %)"
     focus(page, "#budget")
+    before = drawing(page, "cache-chart")
     page.press(*["ArrowRight"] * 25)
+    assert "your budget: 6.00 MB" in before
+    assert "your budget: 12.0 MB" in drawing(page, "cache-chart")
     assert page.text("#budget-reading") == "12.0 MB, 12 of 24 experts (50 %)"
     rows = dict(re.split(r"\t", line, maxsplit=1) for line in page.text("#operating-point").splitlines())
     # LRU hits 0.7, decayed LFU 0.8, Belady 0.9 of six lookups a token; an expert is 1 MB, the disk gives 2 GB/s.
@@ -187,9 +190,9 @@ def test_a_layer_is_chosen_with_the_keyboard(page):
 
 def test_tables_stand_beside_every_figure(page):
     assert page.evaluate("document.querySelectorAll('details.numbers').length") >= 11
-    focus(page, "#cache-chart summary")
+    focus(page, "#cache-table summary")
     page.press("Enter")
-    assert page.text("#cache-chart tbody tr:nth-child(3)").split("\t") == [
+    assert page.text("#cache-table tbody tr:nth-child(3)").split("\t") == [
         "12",
         "12.0 MB",
         "50 %",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -29,6 +30,11 @@ def byte_size(count: float) -> str:
 def counted(count: int, noun: str) -> str:
     """1 expert, 2,000 experts."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def unbroken(text: str) -> str:
+    """`text` with no line break between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=%|[kMGT]?B\b)", "\u00a0", text)
 
 
 def mean(values: Iterable[float | None]) -> float:

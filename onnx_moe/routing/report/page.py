@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from onnx_moe.routing.report import findings
 from onnx_moe.routing.report.advice import advice
-from onnx_moe.routing.report.numbers import byte_size, counted, percent
+from onnx_moe.routing.report.numbers import byte_size, counted, percent, unbroken
 from onnx_moe.routing.report.reading import POLICIES, Document, online_policy, phase_of, scores
 
 _SCRIPTS = ("dom.js", "chart.js", "heatmap.js", "cache.js", "experts.js", "time.js", "relations.js", "main.js")
@@ -94,7 +94,7 @@ def _environment() -> Environment:
     )
     # `tojson` escapes <, > and & as \u003c …, so that no string of a profile can end the script element that holds it.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "sort_keys": False}
-    environment.filters.update(percent=percent, bytes=byte_size)
+    environment.filters.update(percent=percent, bytes=byte_size, unbroken=unbroken)
     environment.globals["source"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
 
