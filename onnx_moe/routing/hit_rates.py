@@ -40,7 +40,8 @@ class HitRates:
         if at == 0:
             return int(self.capacity[0])
         rates, capacities = self.hit_rate[at - 1 : at + 1], self.capacity[at - 1 : at + 1]
-        return int(np.ceil(np.interp(hit_rate, rates, capacities)))
+        # Less what rounding may add.
+        return int(np.ceil(np.interp(hit_rate, rates, capacities) - 1e-9))
 
 
 @dataclass(frozen=True)

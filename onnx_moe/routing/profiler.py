@@ -23,7 +23,7 @@ from onnx_moe.routing.experts import (
 from onnx_moe.routing.profile import SAMPLE_IDS, ProfiledModel, RoutingProfile
 from onnx_moe.routing.simulation import simulate_routing
 from onnx_moe.routing.sketch import RoutingSketch
-from onnx_moe.routing.trace import DECODE, PHASES, PREFILL, Call, RoutingTrace, check_sizes
+from onnx_moe.routing.trace import DECODE, PREFILL, Call, RoutingTrace, check_sizes, phase_number
 
 Array = NDArray[Any]
 
@@ -79,9 +79,7 @@ class MoERoutingProfiler:
             raise InvalidInputError(f"layer is {layer}, but layers are numbered 0 to {self.num_layers - 1}.")
         ids = self._ids(expert_ids)
         weights, probabilities = self._weights(ids, probs)
-        if phase is not None and phase not in PHASES:
-            raise InvalidInputError(f"phase={phase!r} is unknown: use {', '.join(PHASES)} or None.")
-        number = (DECODE if len(ids) == 1 else PREFILL) if phase is None else PHASES.index(phase)
+        number = (DECODE if len(ids) == 1 else PREFILL) if phase is None else phase_number(phase)
         call = Call(layer, ids, weights, number, request)
         self._sketch.add(RoutingTrace.of_calls([call], self.num_experts, self.num_layers), probabilities)
         self._profile = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnx_moe.errors import InvalidInputError
-from onnx_moe.routing.trace import DECODE, PHASES, PREFILL, Call, RoutingTrace
+from onnx_moe.routing.trace import DECODE, PHASES, PREFILL, Call, RoutingTrace, phase_number
 
 _ID_KEYS = ("expert_ids", "topk_experts", "topk_ids", "experts")
 _WEIGHT_KEYS = ("expert_weights", "topk_weights", "weights", "probs")
@@ -144,7 +145,7 @@ def _load_json_lines(path: Path, sizes: _Sizes) -> RoutingTrace:
 
 
 def _json_call(entry: dict[str, Any], sizes: _Sizes) -> Call:
-    ids = np.array(next(entry[key] for key in _ID_KEYS if key in entry) if any(key in entry for key in _ID_KEYS) else 0)
+    ids = np.array(next((entry[key] for key in _ID_KEYS if key in entry), 0))
     if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
         raise InvalidInputError("there are no 'expert_ids' [T][k]")
     if ids.ndim == 1:
@@ -152,8 +153,8 @@ def _json_call(entry: dict[str, Any], sizes: _Sizes) -> Call:
     weights = next((np.array(entry[key], np.float32) for key in _WEIGHT_KEYS if entry.get(key) is not None), None)
     if weights is not None and weights.size != ids.size:
         raise InvalidInputError(f"{weights.size} weights are given for {ids.size} experts")
-    default = PHASES[DECODE if len(ids) == 1 else PREFILL]
-    phase = PHASES.index(entry.get("phase") or default)
+    name = entry.get("phase")
+    phase = phase_number(name) if name is not None else DECODE if len(ids) == 1 else PREFILL
     request = int(entry.get("request", entry.get("request_id", 0)))
     shaped = None if weights is None else weights.reshape(ids.shape)
     return Call(int(entry["layer"]), ids.astype(np.int32), shaped, phase, request)
@@ -216,9 +217,9 @@ class _Rows:
     def __init__(self, path: Path, columns: dict[str, int | None]) -> None:
         self._path = path
         self._columns = columns
-        self.numbers: dict[str, list[int]] = {name: [] for name in ("layer", "expert", "step", "request")}
-        self.phases: list[int] = []
-        self.weights: list[float] = []
+        self.numbers = {name: array("q") for name in ("layer", "expert", "step", "request")}
+        self.phases = array("b")
+        self.weights = array("d")
 
     @property
     def has_steps(self) -> bool:
@@ -232,7 +233,7 @@ class _Rows:
                 at = self._columns[name]
                 values.append(0 if at is None else int(fields[at]))
             phase = self._columns["phase"]
-            self.phases.append(DECODE if phase is None else PHASES.index(fields[phase].strip().lower()))
+            self.phases.append(DECODE if phase is None else phase_number(fields[phase].strip().lower()))
             weight = self._columns["weight"]
             if weight is not None and fields[weight].strip():
                 self.weights.append(float(fields[weight]))

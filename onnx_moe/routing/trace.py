@@ -18,6 +18,13 @@ PHASES = ("prefill", "decode")
 PREFILL, DECODE = range(2)
 
 
+def phase_number(name: str) -> int:
+    """The number of a phase's name; InvalidInputError for another one."""
+    if name not in PHASES:
+        raise InvalidInputError(f"phase={name!r} is unknown: use {', '.join(PHASES)} or None.")
+    return PHASES.index(name)
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of a layer's router: the experts [T, k] of T tokens and their weights, if known."""
