@@ -269,7 +269,7 @@ def test_it_prints_light_and_without_controls(page, scheme):
 
 
 def test_a_screenshot_shows_something(page):
-    image = page.screenshot()
+    image = page.screenshot(900)
     assert struct.unpack(">II", image[16:24]) == (1280, 900)
     assert len(image) > 20_000
 

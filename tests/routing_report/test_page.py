@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,3 +168,14 @@ def test_misuse_says_what_to_do(tmp_path):
     with pytest.raises(InvalidInputError, match="format None"):
         write_report({}, tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_example_of_the_documentation(tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parents[2] / "docs" / "routing-report.md"
+    example = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert example is not None
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example[1], str(page), "exec"), {})
+    written = Elements((tmp_path / "report.html").read_text())
+    assert json.loads(written.scripts["profile"])["model"]["num_experts"] == 64
+    assert capsys.readouterr().out.startswith("Keep ")

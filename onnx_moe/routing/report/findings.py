@@ -30,7 +30,8 @@ def cache(document: Document) -> str:
     cycle = memory(document, document["cache"]["token_cycle_experts"])
     return (
         f"With {memory(document, capacity)} in memory, {online} of lookups hit{bound}. "
-        f"Below {cycle}, what one token uses in all layers, a cache is of no use."
+        f"Less than {cycle}, what one token uses in all layers, is refused by the plugin: "
+        "experts would leave just before they are needed again."
     )
 
 
