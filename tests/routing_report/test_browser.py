@@ -134,27 +134,25 @@ def test_a_budget_below_the_token_cycle_is_said(page):
 
 
 def test_the_heat_map_switches_measure_order_scale_and_tokens(page):
-    def cells() -> str:
+    def first_cell() -> str:
         focus(page, "#expert-map .cells")
         page.press("PageUp", "Home")
         return page.text("#expert-map .reading")
 
-    assert cells().startswith(
-        "Layer 0, expert 0: 50 % of the layer’s selections, 30 % of its gate mass; 4 times an even share."
-    )
-    before = picture(page, "expert-map")
-    for control, expected in (
-        ("measure", "2.4 times"),
-        ("scale", "2.4 times"),
-        ("order", "expert 0: 50 %"),
-        ("phase", "expert 0: 30 %"),
-    ):
+    expected = "Layer 0, expert 0: 50 % of the layer’s selections, 5.0 % of its gate mass; 4 times an even share."
+    assert first_cell() == expected
+    steps = {
+        "measure": expected.replace("4 times", "0.4 times"),
+        "scale": expected.replace("4 times", "0.4 times"),
+        "order": "Layer 0, expert 1: 20 % of the layer’s selections, 30 % of its gate mass; 2.4 times an even share.",
+        "phase": "Layer 0, expert 0: 5.0 % of the layer’s selections, 50 % of its gate mass; 4 times an even share.",
+    }
+    for control, cell in steps.items():
+        before = picture(page, "expert-map")
         focus(page, f"#{control}")
         page.press("ArrowDown")
-        after = picture(page, "expert-map")
-        assert expected in cells(), control
-        assert after != before or control in ("order",), control
-        before = after
+        assert first_cell() == cell, control
+        assert picture(page, "expert-map") != before, control
 
 
 def test_heat_map_cells_are_read_with_arrow_keys(page):
