@@ -94,7 +94,7 @@ def test_every_chart_is_drawn(page):
         assert page.evaluate(f"(c => new Set(new Uint32Array({image})).size)({canvas})") > 2, chart
 
 
-def test_the_page_fits_1280_picture(page):
+def test_the_page_fits_1280_pixels(page):
     assert page.evaluate("document.documentElement.scrollWidth") == 1280
     scrolled = "e.closest('svg, .scroll')"
     assert elements(page, "body *", f"!{scrolled} && e.getBoundingClientRect().right > 1281") == []
