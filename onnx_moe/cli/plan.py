@@ -41,7 +41,7 @@ def plan(
     ] = 0.0,
     pins: Annotated[Path | None, typer.Option(help="Write the experts to pin, layer by layer, as JSON.")] = None,
 ) -> None:
-    """Say what a machine can do with a recorded routing: hit rate, tokens a second, what to pin, what budget to give."""
+    """Say what a machine can do with a recorded routing: hits, tokens a second, what to pin, what budget to give."""
     from onnx_moe.routing import Machine, known_model
     from onnx_moe.routing import plan as make_plan
     from onnx_moe.routing.planning import parse_bandwidth, parse_bytes
