@@ -81,7 +81,7 @@ def experts_for(counts: Array, share: float) -> int:
 
 
 def jensen_shannon(first: Array, second: Array) -> Array:
-    """Jensen-Shannon divergence in bits of counts [..., E]: 0 for equal shares, 1 for disjoint ones; NaN without any."""
+    """Jensen-Shannon divergence in bits of counts [..., E]: 0 for equal shares, 1 for disjoint ones."""
     with np.errstate(divide="ignore", invalid="ignore"):
         p, q = (counts / counts.sum(-1, keepdims=True) for counts in (first, second))
         middle = (p + q) / 2
