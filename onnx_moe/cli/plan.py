@@ -45,7 +45,7 @@ def plan(
         Path | None, typer.Option(help="Write the report, opened at this budget and disk: .html, .json or .jsonl.")
     ] = None,
 ) -> None:
-    """Say what a machine can do with a recorded routing: hit rate, tokens a second, what to pin, what budget to give."""
+    """Say what a machine can do with a recorded routing: hits, tokens a second, what to pin, what budget to give."""
     from onnx_moe.routing import Machine, known_model
     from onnx_moe.routing import plan as make_plan
     from onnx_moe.routing.planning import parse_bandwidth, parse_bytes

@@ -49,7 +49,9 @@ def show_profile(console: Console, profile: RoutingProfile) -> None:
     table.add_row("tokens", f"{prefill} of prompts, {decode} decoded, {int(counts['requests'][0])} requests")
     entropies = [layer.entropy for layer in layers]
     mean = sum(entropies) / len(entropies)
-    table.add_row("entropy of use (1 = even)", f"{mean:.2f}, from {min(entropies):.2f} to {max(entropies):.2f} by layer")
+    table.add_row(
+        "entropy of use (1 = even)", f"{mean:.2f}, from {min(entropies):.2f} to {max(entropies):.2f} by layer"
+    )
     active = [layer.active_experts for layer in layers]
     table.add_row("experts in use by layer", f"{min(active)} to {max(active)} of {model.num_experts}")
     shared, tokens = (counts[name][:, :, 0].sum() for name in ("lag_shared", "lag_tokens"))

@@ -15,11 +15,14 @@ def simulate(
     model: Annotated[str, typer.Argument(help="A known model, such as glm-4.7-flash; a wrong name lists others.")],
     tokens: Annotated[int, typer.Option(help="Decoded tokens.")] = 1000,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt before each request.")] = 32,
-    request_tokens: Annotated[int, typer.Option(help="Decoded tokens of a request; each has a topic of its own.")] = 256,
+    request_tokens: Annotated[
+        int, typer.Option(help="Decoded tokens of a request; each has a topic of its own.")
+    ] = 256,
     seed: Annotated[int, typer.Option(help="The same seed draws the same routing.")] = 42,
     format: Annotated[str, typer.Option(help="Of the experts, for their bytes: mxfp4, nvfp4 or fp4.")] = "mxfp4",
     output: Annotated[
-        Path | None, typer.Option(help="Where to write: OUTPUT.html, OUTPUT.json, OUTPUT.npz. [default: MODEL-simulated]")
+        Path | None,
+        typer.Option(help="Where to write: OUTPUT.html, OUTPUT.json, OUTPUT.npz. [default: MODEL-simulated]"),
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="Write the routing, too: .npz, .jsonl or .csv.")] = None,
 ) -> None:

@@ -1,7 +1,7 @@
 """Routing analysis: which experts tokens choose, and what that means for a cache of experts (docs/routing.md).
 
-Record a session (`record`), load a file (`load_trace`), simulate (`simulate_routing`) or feed `MoERoutingProfiler`; then
-`profile_trace`, `plan`, `simulate_cache`, `compare`. `onnx_moe.routing.report` writes reports.
+Record a session (`record`), load a file (`load_trace`), simulate (`simulate_routing`) or feed `MoERoutingProfiler`;
+then `profile_trace`, `plan`, `simulate_cache`, `compare`. `onnx_moe.routing.report` writes reports.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class NativeSketch:
         """Adds some calls of a trace; probabilities [tokens of these calls, num_experts]."""
         first, last, _ = calls.indices(trace.num_calls)
         # Kept until the call returns: ctypes sees addresses only.
-        columns = [
+        columns: list[Array] = [
             np.ascontiguousarray(trace.layers[first:last], np.int32),
             np.ascontiguousarray(trace.phases[first:last], np.uint8),
             np.ascontiguousarray(trace.requests[first:last], np.int32),
@@ -76,8 +76,9 @@ class NativeSketch:
         ]
         weights = None if trace.weights is None else np.ascontiguousarray(trace.weights, np.float32)
         known = None if probabilities is None else np.ascontiguousarray(probabilities, np.float32)
+        addresses = (column.ctypes.data for column in columns)
         optional = (None if array is None else array.ctypes.data for array in (weights, known))
-        traced = TracedCalls(last - first, *(column.ctypes.data for column in columns), *optional)
+        traced = TracedCalls(last - first, *addresses, *optional)
         _native.check(self._library.onnx_moe_sketch_add(self._handle, ctypes.byref(traced)))
 
     def column(self, name: str) -> Array:

@@ -115,7 +115,7 @@ def shaped(name: str, flat: Array, num_layers: int, num_experts: int, top_k: int
 
 
 def _merge_windows(first: RoutingCounts, second: RoutingCounts) -> dict[str, Array]:
-    """The windows of `second` behind those of `first`, joined until all fit; a run's last window may be a part of one."""
+    """The windows of `second` behind those of `first`, joined until all fit; a run's last one may be partly filled."""
     names = ("window_counts", "window_mass", "window_probabilities")
     merged = {name: np.zeros_like(first[name]) for name in names}
     sizes = first["window_tokens"].copy()

@@ -19,9 +19,9 @@ Array = NDArray[Any]
 class RoutingDrift:
     """Differences of two runs, of all phases together, by layer [L]; NaN where a run has no tokens.
 
-    divergence: Jensen-Shannon, in bits, 0 to 1. noise: what independent samples of one distribution of these sizes would
-    give; tokens that follow each other are not independent, so a run differs from itself by more. common_top: share of
-    the most used experts, as many as carry 80 % of the first run, that are the most used of the second too.
+    divergence: Jensen-Shannon, in bits, 0 to 1. noise: what independent samples of these sizes of one distribution
+    would give; tokens that follow each other are not independent, so a run differs from itself by more. common_top:
+    share of the most used experts, as many as carry 80 % of the first run, that are the most used of the second too.
     carried_over: share of the second run's selections on them; `own`: on as many of its own.
     """
 

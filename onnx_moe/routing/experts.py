@@ -73,7 +73,7 @@ class LayerRoutingProfile:
 
     @property
     def unseen_rate_bound(self) -> float:
-        """Rate per token that an unseen expert has at most, with 95 % confidence (−ln 0.05 / tokens); NaN without tokens."""
+        """Rate per token that an unseen expert has at most, at 95 % confidence: −ln 0.05 / tokens; NaN without any."""
         return -float(np.log(0.05)) / self.total_tokens if self.total_tokens else float("nan")
 
     @classmethod

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plot(profile: RoutingProfile, path: Path) -> None:
-    """Writes the picture, in the format of the path's suffix; missing folders are made. OnnxMoeError without matplotlib."""
+    """Writes the picture, in the format of the path's suffix; makes folders. OnnxMoeError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

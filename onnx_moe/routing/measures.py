@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-#: Uses that an expert must be expected to have, at balance, before its absence says anything: an expert with an expected
-#: count of x is unseen with probability e^−x (4.5e-5 at 10).
+#: Uses that an expert must be expected to have, at balance, before its absence says anything: an expert with an
+#: expected count of x is unseen with probability e^−x (4.5e-5 at 10).
 ENOUGH_USES = 10.0
 
 
@@ -64,13 +64,14 @@ def load_balancing(counts: Array, probabilities: Array) -> Array:
 
 
 def covered(ranked_by: Array, measured: Array, top: Array) -> Array:
-    """Share of `measured` [N] on the `top` [G] entries that come first in `ranked_by` [N], fractions of an entry linear."""
+    """Share of `measured` [N] on the `top` [G] entries that come first in `ranked_by` [N], parts of an entry linear."""
     order = np.argsort(-ranked_by, kind="stable")
     total = measured.sum()
     if total == 0:
         return np.full(len(top), np.nan)
     cumulated = np.concatenate([[0.0], np.cumsum(measured[order], dtype=np.float64)]) / total
-    return np.interp(top, np.arange(len(cumulated)), cumulated)
+    share: Array = np.interp(top, np.arange(len(cumulated)), cumulated)
+    return share
 
 
 def experts_for(counts: Array, share: float) -> int:
@@ -80,7 +81,7 @@ def experts_for(counts: Array, share: float) -> int:
 
 
 def jensen_shannon(first: Array, second: Array) -> Array:
-    """Jensen-Shannon divergence in bits of counts [..., E]: 0 for the same shares, 1 for disjoint ones; NaN without any."""
+    """Jensen-Shannon divergence in bits of counts [..., E]: 0 for equal shares, 1 for disjoint ones."""
     with np.errstate(divide="ignore", invalid="ignore"):
         p, q = (counts / counts.sum(-1, keepdims=True) for counts in (first, second))
         middle = (p + q) / 2

@@ -54,7 +54,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Operation:
-    """What a cache of a size does. miss_bytes and seconds are a token's: seconds = compute + reading, nothing overlapped,
+    """What a cache of a size does. miss_bytes and seconds are a token's: computing, then reading, nothing overlapped,
     which is the safe side.
     """
 
@@ -73,8 +73,8 @@ class Operation:
 @dataclass(frozen=True)
 class Plan:
     """The answer. policies: of a budget, by policy. targets: hit rate → the least cache of `policy` that reaches it, or
-    None. pins: keys (layer · num_experts + expert) of the experts that are used most, as many as fit, best first; pinned
-    alone they hit what policies["static"] says.
+    None. pins: keys (layer · num_experts + expert) of the experts that are used most, as many as fit, best first;
+    pinned alone they hit what policies["static"] says.
     """
 
     policy: str
@@ -106,8 +106,8 @@ def plan(
     needed = (cycle + 1) * expert_bytes
     if capacity < min(cycle + 1, bank):
         raise InvalidInputError(
-            f"memory is {machine.memory_bytes} bytes, which holds {capacity} experts of {expert_bytes}, but a token uses "
-            f"{cycle} on its way through {trace.num_layers} layers: give at least {needed} bytes "
+            f"memory is {machine.memory_bytes} bytes, which holds {capacity} experts of {expert_bytes}, but a token "
+            f"uses {cycle} on its way through {trace.num_layers} layers: give at least {needed} bytes "
             f"({needed / 2**30:.2f} GiB)."
         )
     shares = sorted({*SHARES, capacity / bank})

@@ -183,9 +183,7 @@ def profile_trace(
 
 
 def _columns(trace: RoutingTrace) -> dict[str, Any]:
-    columns = {
-        name: getattr(trace, name) for name in ("layers", "phases", "requests", "offsets", "experts", "weights")
-    }
+    columns = {name: getattr(trace, name) for name in ("layers", "phases", "requests", "offsets", "experts", "weights")}
     return {name: column for name, column in columns.items() if column is not None}
 
 

@@ -93,7 +93,7 @@ class MoERoutingProfiler:
         ids = np.asarray(expert_ids)
         if ids.dtype.kind not in "iu":
             raise InvalidInputError(f"expert_ids is {ids.dtype}, but must be integers [T, {self.top_k}].")
-        fits = ids.ndim == 2 and ids.shape[1] == self.top_k or ids.ndim == 1 and ids.size % self.top_k == 0
+        fits = (ids.ndim == 2 and ids.shape[1] == self.top_k) or (ids.ndim == 1 and ids.size % self.top_k == 0)
         if not fits:
             raise InvalidInputError(f"expert_ids has shape {list(ids.shape)}, but must be [T, {self.top_k}] or flat.")
         ids = ids.reshape(-1, self.top_k)
@@ -211,8 +211,8 @@ class MoERoutingProfiler:
         (console or Console()).print(table)
 
     def plot_routing_heatmap(self, path: str | Path) -> None:
-        """Draws four panels into a picture: shares, lift of pairs in the least even layer, recall from the layer before,
-        evenness by layer. Needs matplotlib.
+        """Draws four panels into a picture: shares, lift of pairs in the least even layer, recall from the layer
+        before, evenness by layer. Needs matplotlib.
         """
         from onnx_moe.routing.heatmap import plot
 

@@ -31,11 +31,11 @@ class RoutingStyle:
       layers, so that layers tell each other's choices;
     - 1 + reuse, if the token before chose it: a Markov chain.
 
-    The defaults are fitted to public traces of models with 128 experts (128 decoded tokens, top-6; in brackets the means
-    of Qwen3-30B-A3B's): entropy 0.73 (0.74), Gini 0.78 (0.77), 75 (64) experts of a layer in use, overlap with the token
-    before 0.38 (0.38), with the eighth before 0.29 (0.27), LRU hits with an eighth of the experts 0.60 (0.58), with a
-    quarter 0.82 (0.83), recall of a cross-layer table 0.44 (0.51). Layers of fewer experts are more even in trained
-    models, so spreads shrink with ln E below 128.
+    The defaults are fitted to public traces of models with 128 experts (128 decoded tokens, top-6; in brackets the
+    means of Qwen3-30B-A3B's): entropy 0.73 (0.74), Gini 0.78 (0.77), 75 (64) experts of a layer in use, overlap with
+    the token before 0.38 (0.38), with the eighth before 0.29 (0.27), LRU hits with an eighth of the experts 0.60
+    (0.58), with a quarter 0.82 (0.83), recall of a cross-layer table 0.44 (0.51). Layers of fewer experts are more even
+    in trained models, so spreads shrink with ln E below 128.
     """
 
     zipf: float = 0.8
@@ -69,7 +69,8 @@ class RoutingSimulator:
     def _log_normal(self, count: int, spread: float) -> Array:
         normal = self._random.standard_normal((count, *self._shape), dtype=np.float32)
         fewer = min(np.log(max(self._shape[1], 2)) / np.log(_FITTED_EXPERTS), 1.0)
-        return np.exp(np.float32(spread * fewer) * normal)
+        liking: Array = np.exp(np.float32(spread * fewer) * normal)
+        return liking
 
     def _begin_topic(self) -> None:
         self._liked = self._popularity * self._topics[self._random.integers(self._style.num_topics)]

@@ -54,7 +54,7 @@ def save_trace(trace: RoutingTrace, path: str | Path) -> None:
         columns = {name: getattr(trace, name) for name in _COLUMNS if getattr(trace, name) is not None}
         sizes = {"num_experts": np.array(trace.num_experts), "top_k": np.array(trace.top_k)}
         with path.open("wb") as file:
-            np.savez_compressed(file, layer_names=np.array(trace.layer_names), **sizes, **columns)
+            np.savez_compressed(file, layer_names=np.array(trace.layer_names), **sizes, **columns)  # type: ignore[arg-type]
     elif path.suffix == ".jsonl":
         with path.open("w", encoding="utf-8") as lines:
             lines.writelines(f"{json.dumps(entry, separators=(',', ':'))}\n" for entry in _json_lines(trace))
@@ -138,8 +138,8 @@ def _load_json_lines(path: Path, sizes: _Sizes) -> RoutingTrace:
                 calls.append(_json_call(entry, sizes))
             except (ValueError, KeyError, TypeError) as error:
                 raise InvalidInputError(
-                    f"{path}, line {number}: {error}. A line is an object with 'layer' and 'expert_ids' [T][k], perhaps "
-                    "'expert_weights', 'phase' (prefill or decode) and 'request'."
+                    f"{path}, line {number}: {error}. A line is an object with 'layer' and 'expert_ids' [T][k], "
+                    "perhaps 'expert_weights', 'phase' (prefill or decode) and 'request'."
                 ) from error
     return sizes.trace(calls, path, names)
 
@@ -176,8 +176,8 @@ def _csv_rows(trace: RoutingTrace) -> Iterator[list[Any]]:
 
 
 def _load_csv(path: Path, sizes: _Sizes) -> RoutingTrace:
-    """One row for each chosen expert. Rows of one request, phase, step and layer are a token; without a step, top_k rows
-    of a layer are one.
+    """One row for each chosen expert. Rows of one request, phase, step and layer are a token; without a step, top_k
+    rows of a layer are one.
     """
     with path.open(encoding="utf-8", newline="") as text:
         reader = csv.reader(_without_comments(text, sizes))
@@ -187,7 +187,9 @@ def _load_csv(path: Path, sizes: _Sizes) -> RoutingTrace:
             for meaning, names in _CSV_COLUMNS.items()
         }
         if columns["layer"] is None or columns["expert"] is None:
-            raise InvalidInputError(f"{path} has the columns {header}: it needs 'layer' and 'expert', one row a choice.")
+            raise InvalidInputError(
+                f"{path} has the columns {header}: it needs 'layer' and 'expert', one row a choice."
+            )
         rows = _Rows(path, columns)
         for fields in reader:
             rows.add(fields, reader.line_num)
@@ -247,13 +249,17 @@ def _trace_of_rows(rows: _Rows, sizes: _Sizes, path: Path) -> RoutingTrace:
     if count == 0:
         raise InvalidInputError(f"{path} holds no routing.")
     phases = np.array(rows.phases)
-    same = [columns[name][1:] == columns[name][:-1] for name in ("layer", "request", "step")] + [phases[1:] == phases[:-1]]
+    same = [columns[name][1:] == columns[name][:-1] for name in ("layer", "request", "step")] + [
+        phases[1:] == phases[:-1]
+    ]
     if rows.has_steps:
         begins = np.flatnonzero(np.concatenate([[True], ~np.logical_and.reduce(same)]))
         lengths = np.unique(np.diff(np.append(begins, count)))
         sizes.suggest(top_k=int(lengths[-1]))
         if (lengths != sizes.top_k).any():
-            raise InvalidInputError(f"{path}: tokens choose {lengths.tolist()} experts, but all must choose {sizes.top_k}.")
+            raise InvalidInputError(
+                f"{path}: tokens choose {lengths.tolist()} experts, but all must choose {sizes.top_k}."
+            )
     top_k = sizes.top_k
     if top_k is None:
         raise InvalidInputError(f"{path} has no column 'step', so that top_k is not known: give it.")

@@ -32,7 +32,7 @@ _EXPERT_INPUTS = {"MoEExpertGemmFP4": (2, 3), "MoEBlockFP4": (4, 5, 8, 9)}
 
 @dataclass(frozen=True)
 class Requests:
-    """How texts become requests: each is cut into pieces of prompt_tokens + decoded_tokens; at most `most` of a text."""
+    """How texts become requests: each is cut into pieces of prompt_tokens + decoded_tokens, at most `most`."""
 
     prompt_tokens: int = 128
     decoded_tokens: int = 128
@@ -113,8 +113,8 @@ def _session(model: str | Path) -> onnxruntime.InferenceSession:
     names = {value.name for value in session.get_inputs()}
     if not {"input_ids", "attention_mask"} <= names:
         raise InvalidInputError(
-            f"{path} has the inputs {sorted(names)}, but a decoder's are input_ids, attention_mask and past_key_values: "
-            "export a causal language model, or record your own runs with onnx_moe.routing.record."
+            f"{path} has the inputs {sorted(names)}, but a decoder's are input_ids, attention_mask and "
+            "past_key_values: export a causal language model, or record your own runs with onnx_moe.routing.record."
         )
     return session
 
@@ -141,5 +141,5 @@ def expert_bytes_of(model: str | Path, num_layers: int) -> int | None:
             value = node.inputs[index]
             if value is None or value.const_value is None:
                 return None
-            total += value.const_value.nbytes / value.const_value.shape[0]
+            total += value.const_value.nbytes / int(value.const_value.shape.numpy()[0])
     return round(total / num_layers) or None

@@ -118,18 +118,18 @@ class RoutingTrace:
         rows = np.arange(len(calls)) - np.repeat(self.offsets[:-1] // self.top_k, tokens)
         order = np.lexsort((calls, rows, passes))
         chosen = calls[order]
-        reordered = [
-            None if column is None else column.reshape(-1, self.top_k)[order].reshape(-1)
-            for column in (self.experts, self.weights)
-        ]
+
+        def reordered(column: NDArray[Any]) -> NDArray[Any]:
+            return column.reshape(-1, self.top_k)[order].reshape(-1)
+
         return replace(
             self,
             layers=self.layers[chosen],
             phases=self.phases[chosen],
             requests=self.requests[chosen],
             offsets=np.arange(len(order) + 1, dtype=np.int64) * self.top_k,
-            experts=reordered[0],
-            weights=reordered[1],
+            experts=reordered(self.experts),
+            weights=None if self.weights is None else reordered(self.weights),
         )
 
     def last_calls(self, expert_ids: int) -> RoutingTrace:

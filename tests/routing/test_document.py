@@ -267,7 +267,13 @@ def test_predictors(document: dict[str, Any], profile: RoutingProfile) -> None:
 
 
 def test_plain_values() -> None:
-    values = {1: np.float32(1 / 3), "b": [np.int64(4), float("nan"), np.inf], "c": np.array([[1, 2]]), "d": None, "e": True}
+    values = {
+        1: np.float32(1 / 3),
+        "b": [np.int64(4), float("nan"), np.inf],
+        "c": np.array([[1, 2]]),
+        "d": None,
+        "e": True,
+    }
     assert plain(values) == {"1": 0.333333, "b": [4, None, None], "c": [[1, 2]], "d": None, "e": True}
 
 

@@ -121,9 +121,12 @@ class TestPlan:
         found = plan(trace, self.BYTES, Machine(memory, 1e9, compute_seconds=0.01))
         operation = found.policies["decayed-lfu"]
         assert operation.capacity == 300
-        assert operation.hit_rate == found.curves.curve("decayed-lfu").hit_rate[
-            found.curves.curve("decayed-lfu").capacity.tolist().index(300)
-        ]
+        assert (
+            operation.hit_rate
+            == found.curves.curve("decayed-lfu").hit_rate[
+                found.curves.curve("decayed-lfu").capacity.tolist().index(300)
+            ]
+        )
         # One sequence: each layer looks up its top_k experts.
         missing = (1 - operation.hit_rate) * MODEL.num_moe_layers * MODEL.top_k * self.BYTES
         assert operation.miss_bytes == pytest.approx(missing)
@@ -156,7 +159,9 @@ class TestPlan:
 
     def test_too_little_memory_is_refused_with_what_is_needed(self, trace: RoutingTrace) -> None:
         needed = (16 * 8 + 1) * self.BYTES
-        with pytest.raises(OnnxMoeError, match=f"a token uses 128 on its way through 16 layers: give at least {needed}"):
+        with pytest.raises(
+            OnnxMoeError, match=f"a token uses 128 on its way through 16 layers: give at least {needed}"
+        ):
             plan(trace, self.BYTES, Machine(needed - 1, 1e9))
         plan(trace, self.BYTES, Machine(needed, 1e9))
 
@@ -171,7 +176,7 @@ def test_bytes(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "4 gigs", "1e9", "0"])
 def test_bad_bytes(text: str) -> None:
-    with pytest.raises(InvalidInputError, match="memory is .*: use a number of bytes, such as 16GiB"):
+    with pytest.raises(InvalidInputError, match=r"memory is .*: use a number of bytes, such as 16GiB"):
         parse_bytes(text, "memory")
 
 

@@ -61,5 +61,5 @@ def test_names() -> None:
     assert known_model("mixtral") is known_model("Mixtral-8x7B")
     with pytest.raises(InvalidInputError, match="Unknown model 'kimi-k3': use one of kimi-k2"):
         known_model("kimi-k3")
-    with pytest.raises(InvalidInputError, match="Unknown model '': use one of glm-4.7-flash, glm-4.5"):
+    with pytest.raises(InvalidInputError, match=r"Unknown model '': use one of glm-4\.7-flash, glm-4\.5"):
         known_model("")

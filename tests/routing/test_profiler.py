@@ -44,7 +44,7 @@ class TestRecords:
         stats = ExpertLoadStats(3)
         assert (stats.total_activations, stats.activation_rate) == (0, 0.0)
         assert (stats.avg_probability, stats.std_probability, stats.rank_distribution) == (0.0, 0.0, {})
-        assert not (stats.is_hot or stats.is_cold or stats.is_dead)
+        assert [stats.is_hot, stats.is_cold, stats.is_dead] == [False] * 3
         pairs = ExpertCooccurrence(4)
         assert pairs.matrix.dtype == np.int64
         assert pairs.matrix.shape == (4, 4)
@@ -367,7 +367,7 @@ class TestSimulation:
         assert profiler.counts["tokens"][1].tolist() == [20] * sizes[1]
 
     def test_unknown_model(self) -> None:
-        with pytest.raises(ValueError, match="Unknown model 'glm-4.7-flush': use one of glm-4.7-flash"):
+        with pytest.raises(ValueError, match=r"Unknown model 'glm-4\.7-flush': use one of glm-4\.7-flash"):
             simulate_routing_for_model("glm-4.7-flush")
 
     def test_a_seed_draws_the_same(self) -> None:

@@ -78,7 +78,7 @@ def test_without_weights_there_is_no_mass_recall() -> None:
 
 def test_chance_is_what_random_guesses_find() -> None:
     random = np.random.default_rng(0)
-    found = scores_of(decoded(np.zeros((2, 1, 1), int) + [[[0]]], 12), [5])["random", 5]
+    found = scores_of(decoded(np.zeros((2, 1, 1), int), 12), [5])["random", 5]
     guesses = np.array([random.permutation(12)[:5] for _ in range(4000)])
     assert found.recall == pytest.approx((guesses == 0).any(1).mean(), abs=0.03)
     trace = random_trace(0, passes=4, experts=12, top_k=2)

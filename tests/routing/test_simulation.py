@@ -56,7 +56,7 @@ def figures(trace: RoutingTrace) -> dict[str, float]:
 
 
 def test_the_defaults_show_what_traces_show() -> None:
-    """Qwen3-30B-A3B, 128 decoded tokens after a prompt of 28, top-6: the traces' means, and half of what models differ by."""
+    """Qwen3-30B-A3B, 128 decoded tokens after a prompt of 28, top-6: the traces' means, and how near they are met."""
     found = [figures(fitted(seed=seed)) for seed in range(4)]
     mean = {name: np.mean([each[name] for each in found]) for name in found[0]}
     traced = {
@@ -136,7 +136,11 @@ def test_draws_are_without_replacement_by_weight() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"tokens": 0}, "tokens is 0"), ({"prompt_tokens": -1}, "prompt_tokens is -1"), ({"request_tokens": 0}, "request_tok")],
+    [
+        ({"tokens": 0}, "tokens is 0"),
+        ({"prompt_tokens": -1}, "prompt_tokens is -1"),
+        ({"request_tokens": 0}, "request_tok"),
+    ],
 )
 def test_misuse_is_named(options: dict[str, int], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):

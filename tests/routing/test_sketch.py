@@ -162,7 +162,9 @@ def test_sizes_that_cannot_be(sizes: tuple[int, int, int], message: str) -> None
 
 def test_misuse_is_named() -> None:
     trace = random_trace(0)
-    with pytest.raises(OnnxMoeError, match=r"has \(4, 9, 3\) layers, experts and top_k, but the profile is of \(2, 9, 3\)"):
+    with pytest.raises(
+        OnnxMoeError, match=r"has \(4, 9, 3\) layers, experts and top_k, but the profile is of \(2, 9, 3\)"
+    ):
         RoutingSketch(9, 2, 3).add(trace)
     with pytest.raises(OnnxMoeError, match=r"probabilities has shape \[1, 9\], but must be"):
         RoutingSketch(9, 4, 3).add(trace, np.ones((1, 9), np.float32))

@@ -81,7 +81,8 @@ def test_csv_of_layers_and_experts_alone(tmp_path: Path) -> None:
 
 
 def test_json_lines_of_others(tmp_path: Path) -> None:
-    text = '{"layer": 0, "topk_experts": [[0, 5]], "request_id": 3}\n\n{"layer": 1, "expert_ids": [1, 2, 3, 4], "probs": null}\n'
+    text = '{"layer": 0, "topk_experts": [[0, 5]], "request_id": 3}\n\n'
+    text += '{"layer": 1, "expert_ids": [1, 2, 3, 4], "probs": null}\n'
     trace = read(tmp_path, "t.jsonl", text, top_k=2)
     assert (trace.num_layers, trace.num_experts) == (2, 6)
     assert trace.requests.tolist() == [3, 0]
@@ -96,7 +97,11 @@ def test_json_lines_of_others(tmp_path: Path) -> None:
         ("t.jsonl", '{"layer": 0, "expert_ids": [[1]]}\n{"layer": 0}\n', r"t.jsonl, line 2: there are no 'expert_ids'"),
         ("t.jsonl", '{"layer": 0, "expert_ids": [[1.5]]}\n', "line 1: there are no 'expert_ids'"),
         ("t.jsonl", "no json\n", "t.jsonl, line 1"),
-        ("t.jsonl", '{"layer": 0, "expert_ids": [[1, 2]], "weights": [1]}\n', "line 1: 1 weights are given for 2 experts"),
+        (
+            "t.jsonl",
+            '{"layer": 0, "expert_ids": [[1, 2]], "weights": [1]}\n',
+            "line 1: 1 weights are given for 2 experts",
+        ),
         ("t.jsonl", '{"layer": 0, "expert_ids": [[1]], "phase": "warm"}\n', "line 1: phase='warm' is unknown"),
         ("t.jsonl", '{"layer": 0, "expert_ids": [[1]]}\n{"layer": 0, "expert_ids": [[1, 2]]}\n', r"top_k \[1, 2\]"),
         ("t.jsonl", "", "holds no routing"),
@@ -120,7 +125,7 @@ def test_whole_tokens_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_sizes_below_what_the_file_holds(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="t.jsonl: the trace holds expert 5"):
+    with pytest.raises(InvalidInputError, match=r"t\.jsonl: the trace holds expert 5"):
         read(tmp_path, "t.jsonl", '{"layer": 0, "expert_ids": [[5]]}\n', num_experts=4)
 
 

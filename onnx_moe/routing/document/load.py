@@ -112,7 +112,8 @@ def _map(counts: Array, mass: Array) -> dict[str, Any] | None:
 
 
 def _rows(values: Array) -> Array:
-    return values / np.maximum(values.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
+    shares: Array = values / np.maximum(values.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
+    return shares
 
 
 def concentration(profile: RoutingProfile) -> dict[str, Any]:
