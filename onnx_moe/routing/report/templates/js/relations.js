@@ -80,9 +80,9 @@ function drawLinkMap(profile, layer, links) {
     columnTitle: `expert of layer ${layer}`,
     label: `Transitions from layer ${layer - 1} to layer ${layer}`,
     none: "not among the four likeliest",
-    blank: "--faint",
+    blank: "--surface",
     scaleTitle: "times as likely as usual",
-    cellHeight: Math.max(3, Math.min(18, 384 / experts)),
+    cellHeight: Math.max(1, Math.min(18, 384 / experts)),
     width: 520,
     scale: range(Math.floor(Math.log2(highest)) + 1).map((step) => ({
       share: shade(2 ** step),
