@@ -131,7 +131,6 @@ def small_document() -> dict[str, Any]:
                 for rate, capacity in ((0.8, 12), (0.9, 18), (0.95, 21))
             ],
         },
-        "advice": {"paragraph": "", "facts": {}},
     }
 
 

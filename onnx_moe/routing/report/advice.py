@@ -39,11 +39,12 @@ def _budget(document: Document) -> str | None:
     reached = {rate: one for rate, one in wanted.items() if one}
     if not reached:
         best = max(curves(document)[policy]["hit_rate"])
-        return f"No memory brings hits to 80 % on this run: the most is {percent(best)}, the rest are first uses."
+        return f"No budget brings hits to 80 % on this run: the most is {percent(best)}, the rest are first uses."
     rates = list(reached)
     advised = 0.9 if 0.9 in reached else rates[-1]
     size = memory(document, reached[advised]["capacity"])
-    sentence = f"Keep {size} in memory, and {percent(advised)} of lookups find their expert there"
+    found = f"{percent(advised)} of lookups find their expert there with {POLICIES[policy]}"
+    sentence = f"Keep {size} in memory, and {found}"
     others = [f"{percent(rate)} need {_size(document, reached[rate]['capacity'])}" for rate in rates if rate != advised]
     return sentence + (f"; {' and '.join(others)}." if others else ".")
 

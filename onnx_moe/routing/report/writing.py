@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from onnx_moe.errors import InvalidInputError
+from onnx_moe.routing.document import FORMAT, VERSION
 from onnx_moe.routing.report.page import render_page
 from onnx_moe.routing.report.reading import Document
-
-_FORMAT, _VERSION = "onnx-moe routing profile", 1
 
 
 def write_report(
@@ -70,8 +69,8 @@ def _of_layer(document: Document, index: int) -> dict[str, Any]:
 
 def _check(document: Document) -> None:
     kind, version = document.get("format"), document.get("version")
-    if (kind, version) != (_FORMAT, _VERSION):
+    if (kind, version) != (FORMAT, VERSION):
         raise InvalidInputError(
-            f"the document says format {kind!r}, version {version!r}, but a report needs {_FORMAT!r}, "
-            f"version {_VERSION}: make it with RoutingProfile.document() of this release."
+            f"the document says format {kind!r}, version {version!r}, but a report needs {FORMAT!r}, "
+            f"version {VERSION}: make it with RoutingProfile.document() of this release."
         )
