@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from onnx_moe.routing import Call, RoutingTrace
 from onnx_moe.routing.profile import RoutingProfile, profile_trace
 from onnx_moe.routing.report import write_report
+from onnx_moe.routing.report.numbers import byte_size, percent
 from onnx_moe.routing.trace import PREFILL
 from tests.routing_report.browser import CHROMIUM, Page, chromium
 from tests.routing_report.documents import small_document
@@ -237,6 +239,14 @@ def test_maps_are_drawn_anew_for_another_scheme(page):
     page.scheme("light")
     page.settle(200)
     assert {chart: picture(page, chart) for chart in MAP_IDS} == light
+
+
+def test_scripts_and_sentences_write_numbers_alike(page):
+    script = (files("onnx_moe.routing.report") / "templates" / "js" / "dom.js").read_text()
+    shares = [0, 1e-6, 0.0004, 0.042, 0.42, 0.994, 0.9951, 0.99996, 1]
+    sizes = [999, 1000, 999_600, 5.0e6, 48.94e9, 512e12]
+    written = page.evaluate(f"(() => {{ {script}; return [{shares}.map(percent), {sizes}.map(bytes)] }})()")
+    assert written == [[percent(share) for share in shares], [byte_size(size) for size in sizes]]
 
 
 def test_names_for_screen_readers(page):

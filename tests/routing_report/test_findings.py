@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onnx_moe.routing.report import findings
+from onnx_moe.routing.report.numbers import byte_size, percent
 from tests.routing_report.documents import small_document
 
 SENTENCES = {
@@ -64,3 +65,29 @@ def test_findings_without_held_out_tokens_or_pairs():
     document["cooccurrence"]["top_pairs"] = []
     assert findings.concentration(document).endswith("takes 61 % of decode selections.")
     assert findings.relations(document).endswith("about what layer 2 chooses.")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0, "0 %"),
+        (0.000001, "< 0.001 %"),
+        (0.0004, "0.04 %"),
+        (0.042, "4.2 %"),
+        (0.42, "42 %"),
+        (0.994, "99 %"),
+        (0.9951, "99.5 %"),
+        (0.99996, "> 99.9 %"),
+        (1, "100 %"),
+    ],
+)
+def test_percent(share, text):
+    assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(999, "999 B"), (1000, "1.00 kB"), (999_600, "1.00 MB"), (48.94e9, "48.9 GB"), (512e12, "512 TB")],
+)
+def test_byte_size(count, text):
+    assert byte_size(count) == text
