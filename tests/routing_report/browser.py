@@ -117,6 +117,15 @@ class Page:
             self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
             self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
+    def point(self, selector: str, x: float, y: float) -> None:
+        """Moves the pointer to a place of an element, in shares of its width and height."""
+        box = self.evaluate(
+            f"(e => {{ e.scrollIntoView({{block: 'center'}}); return e.getBoundingClientRect().toJSON() }})"
+            f"(document.querySelector({json.dumps(selector)}))"
+        )
+        place = {"x": box["left"] + x * box["width"], "y": box["top"] + y * box["height"]}
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
+
     def scheme(self, scheme: str) -> None:
         """Makes the page believe that its reader prefers "light" or "dark"."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])

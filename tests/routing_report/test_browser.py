@@ -176,6 +176,17 @@ def test_charts_are_read_with_arrow_keys(page):
     assert page.evaluate("document.querySelector('#cache-chart .plot').getAttribute('aria-valuetext')") == reading
 
 
+def test_charts_and_maps_are_read_with_the_pointer(page):
+    page.point("#cache-chart .plot svg", 0.97, 0.5)
+    assert page.text("#cache-chart .reading").startswith("With 24.0 MB (100 % of the experts): LRU 99 %")
+    # 6 of 24 MB lie a quarter of the way from 56 to 742 of 760 pixels.
+    page.point("#cache-chart .plot svg", (56 + 0.25 * 686) / 760, 0.5)
+    assert page.text("#cache-chart .reading").startswith("With 6.00 MB")
+    page.point("#expert-map .cells", 3.5 / 8, 2.5 / 3)
+    assert page.text("#expert-map .reading").startswith("Layer 2, expert 3: 25 % of the layer’s selections")
+    assert page.text("#cache-chart .reading") == ""
+
+
 def test_a_layer_is_chosen_with_the_keyboard(page):
     before = {chart: drawing(page, chart) for chart in CHART_IDS}
     focus(page, "#layer")

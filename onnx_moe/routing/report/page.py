@@ -16,7 +16,9 @@ from onnx_moe.routing.report.advice import advice
 from onnx_moe.routing.report.numbers import byte_size, counted, percent, unbroken
 from onnx_moe.routing.report.reading import POLICIES, Document, online_policy, phase_of, scores
 
-_SCRIPTS = ("dom.js", "chart.js", "heatmap.js", "cache.js", "experts.js", "time.js", "relations.js", "main.js")
+_SCRIPTS = tuple(
+    f"{name}.js" for name in ("dom", "reading", "chart", "heatmap", "cache", "experts", "time", "relations", "main")
+)
 
 #: Where the page opens when nothing is said: a quarter of the experts, and the bytes a second of a common NVMe disk.
 _SHARE, _BANDWIDTH = 0.25, 2e9
