@@ -77,8 +77,8 @@ class RoutingCounts:
 
     def pairs_of(self, layer: int) -> Array:
         """int64 [E, E], symmetric: tokens that chose both experts; on the diagonal, selections of each."""
-        upper = self["pairs"][layer].astype(np.int64)
-        both: Array = upper + upper.T
+        ordered = self["pairs"][layer].astype(np.int64)
+        both: Array = ordered + ordered.T
         np.fill_diagonal(both, self.counts[:, layer].sum(0))
         return both
 

@@ -22,7 +22,7 @@ from onnx_moe.routing.sketch import RoutingSketch
 from onnx_moe.routing.trace import RoutingTrace
 
 #: Expert ids of the stretch of calls that is kept, on which caches are simulated.
-SAMPLE_IDS = 400_000
+SAMPLE_IDS = 300_000
 
 Progress = Callable[[str, float], None]
 

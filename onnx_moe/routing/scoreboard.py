@@ -16,7 +16,7 @@ Array = NDArray[Any]
 
 
 #: Tokens that a profile's predictors are scored on.
-SCORED_TOKENS = 256
+SCORED_TOKENS = 192
 
 
 def scored_part(trace: RoutingTrace) -> RoutingTrace:

@@ -158,10 +158,8 @@ void RoutingSketch::count_token(const Call& call, int64_t token) {
 void RoutingSketch::count_pairs(int64_t layer, const int32_t* experts) {
   uint32_t* pairs = pairs_.data() + bank_.key(layer, 0) * bank_.experts;
   for (int64_t i = 0; i < top_k_; ++i) {
-    for (int64_t j = i + 1; j < top_k_; ++j) {
-      const auto [low, high] = std::minmax(experts[i], experts[j]);
-      if (low != high) ++pairs[low * bank_.experts + high];
-    }
+    uint32_t* row = pairs + experts[i] * bank_.experts;
+    for (int64_t j = i + 1; j < top_k_; ++j) ++row[experts[j]];
   }
 }
 

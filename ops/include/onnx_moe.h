@@ -163,7 +163,7 @@ typedef enum onnx_moe_number { ONNX_MOE_INT64 = 0, ONNX_MOE_UINT32 = 1, ONNX_MOE
  *   mass, mass_squares [P, L, E]: sums of its weights and of their squares
  *   probability_tokens [P, L], probability_sums [P, L, E]: of the calls with probabilities
  *   first_use [L, E]: the layer's token that chose it first, or -1
- *   pairs [L, E, E]: tokens that chose both, filled where the first is lower
+ *   pairs [L, E, E]: tokens that chose both, the first (middle) before the second in their order of rank
  *   transitions [L, E, E]: uses in a layer (last) after uses in the layer before (middle) by the same token; of the
  *     first 4096 tokens of a call, as the next three. transition_tokens [L]
  *   layer_shared, layer_tokens [L, L]: experts that a token chose under the same number in two layers (the first is

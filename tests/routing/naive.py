@@ -38,8 +38,7 @@ def naive_counts(trace: RoutingTrace, probabilities: Any = None) -> dict[str, An
                     out["mass_squares"][phase, layer, expert] += weights[row][rank] ** 2
             for i, a in enumerate(ids):
                 for b in ids[i + 1 :]:
-                    if a != b:
-                        out["pairs"][layer, min(a, b), max(a, b)] += 1
+                    out["pairs"][layer, a, b] += 1
             now = len(rows[layer])
             for expert in ids:
                 uses = [t for t, token in enumerate(rows[layer]) if expert in token["ids"]]

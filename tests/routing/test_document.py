@@ -258,6 +258,27 @@ def test_cache(document: dict[str, Any], profile: RoutingProfile) -> None:
         close(target["share"], target["capacity"] / 96)
 
 
+@pytest.mark.parametrize("phase", range(2))
+def test_distances_of_the_whole_run(document: dict[str, Any], trace: RoutingTrace, phase: int) -> None:
+    section = document["cache"]["whole_run"][PHASES[phase]]
+    stack: list[tuple[int, int]] = []
+    distances: list[int] = []
+    for call in range(trace.num_calls):
+        ids = trace.experts[trace.offsets[call] : trace.offsets[call + 1]].tolist()
+        keys = list(dict.fromkeys((int(trace.layers[call]), expert) for expert in ids))
+        if trace.phases[call] == phase:
+            distances += [stack.index(key) if key in stack else -1 for key in keys]
+        for key in keys:
+            stack = [key, *(other for other in stack if other != key)]
+    assert section["lookups"] == len(distances)
+    assert section["first_uses"] == distances.count(-1)
+    edges = [*section["distance_edges"], 10**9]
+    for low, high, count in zip(edges[:-1], edges[1:], section["distance_counts"], strict=True):
+        assert count == sum(low <= distance < high for distance in distances)
+    for capacity, rate in zip(section["capacity"], section["lru_hit_rate"], strict=True):
+        close(rate, sum(0 <= distance < capacity for distance in distances) / len(distances))
+
+
 def test_predictors(document: dict[str, Any], profile: RoutingProfile) -> None:
     section = document["predictors"]
     assert section["budgets"] == [3, 6]

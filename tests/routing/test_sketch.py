@@ -174,5 +174,6 @@ def test_an_expert_twice_in_a_row_counts_twice_and_is_no_pair() -> None:
     trace = RoutingTrace.of_calls([Call(0, np.array([[1, 1], [0, 1]], np.int32))], 3, 1)
     counts = counts_of(trace)
     assert counts.counts[1, 0].tolist() == [1, 3, 0]
-    assert counts["pairs"][0].sum() == 1
+    pairs = counts.pairs_of(0)
+    assert pairs.tolist() == [[1, 1, 0], [1, 3, 0], [0, 0, 0]]
     assert counts["gaps"][1, 0].sum() == 1  # expert 1, one token later

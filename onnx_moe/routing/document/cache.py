@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onnx_moe.routing.trace import DECODE, PHASES
 
 if TYPE_CHECKING:
+    from onnx_moe.routing.hit_rates import HitRateCurves
     from onnx_moe.routing.profile import RoutingProfile
 
 #: Hit rates for which the least cache is sought, of the policy that the plugin takes by default.
@@ -32,6 +35,7 @@ def cache(profile: RoutingProfile) -> dict[str, Any]:
         "warmup_tokens": 0 if found is None else found.warmup_tokens,
         "curves": [],
         "targets": [],
+        "whole_run": {phase: _whole_run(profile, i, found) for i, phase in enumerate(PHASES)},
     }
     if found is None:
         return section
@@ -56,3 +60,24 @@ def cache(profile: RoutingProfile) -> dict[str, Any]:
             }
         )
     return section
+
+
+def _whole_run(profile: RoutingProfile, phase: int, found: HitRateCurves | None) -> dict[str, Any] | None:
+    """The LRU stack distances of all lookups of a phase: how many other experts were used between two uses of one."""
+    distances = profile.counts["stack_distances"][phase]
+    if not distances.any():
+        return None
+    again, first_uses = distances[:-1], distances[-1]
+    bins = int(np.flatnonzero(again).max(initial=1)).bit_length()
+    edges = np.concatenate([[0], 2 ** np.arange(bins)])
+    edges = edges[edges < len(again)]
+    capacity = np.array([]) if found is None else found.curve("lru").capacity
+    hits = np.concatenate([[0], np.cumsum(again)])
+    return {
+        "lookups": distances.sum(),
+        "first_uses": first_uses,
+        "distance_edges": edges,
+        "distance_counts": np.add.reduceat(again, edges),
+        "capacity": capacity,
+        "lru_hit_rate": hits[np.minimum(capacity, len(again)).astype(int)] / distances.sum(),
+    }
