@@ -96,11 +96,7 @@ class Page:
         self.events.clear()
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Page.navigate", url=path.as_uri())
-        for _ in range(200):
-            if self.evaluate("document.readyState === 'complete' && location.protocol === 'file:'"):
-                return
-            time.sleep(0.05)
-        raise TimeoutError(f"{path} does not finish loading.")
+        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
@@ -111,9 +107,18 @@ class Page:
             )
         return answer["result"].get("value")
 
-    def settle(self, milliseconds: int) -> None:
-        """Lets the page work for a while."""
-        self.evaluate(f"new Promise(done => setTimeout(done, {milliseconds}))")
+    def wait(self, condition: str, seconds: float = 20.0) -> None:
+        """Waits until a JavaScript expression is true."""
+        limit = time.monotonic() + seconds
+        while not self.evaluate(condition):
+            if time.monotonic() > limit:
+                raise TimeoutError(f"{condition} does not come true.")
+            time.sleep(0.02)
+
+    def open_tables(self) -> None:
+        """Opens every table of the page and waits for its rows."""
+        self.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
+        self.wait("[...document.querySelectorAll('details.numbers')].every(details => details.querySelector('tbody'))")
 
     def text(self, selector: str) -> str:
         """What an element shows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
@@ -203,6 +204,7 @@ def test_tables_stand_beside_every_figure(page):
     assert page.evaluate("document.querySelectorAll('details.numbers').length") >= 11
     focus(page, "#cache-table summary")
     page.press("Enter")
+    page.wait("document.querySelector('#cache-table tbody') !== null")
     assert page.text("#cache-table tbody tr:nth-child(3)").split("\t") == [
         "12",
         "12.0 MB",
@@ -212,8 +214,7 @@ def test_tables_stand_beside_every_figure(page):
         "90 %",
         "60 %",
     ]
-    page.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
-    page.settle(100)
+    page.open_tables()
     assert elements(page, "details.numbers", "!e.querySelector('tbody td')") == []
 
 
@@ -221,8 +222,11 @@ def test_the_profile_is_saved_from_the_page(page, tmp_path):
     page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     focus(page, "#save")
     page.press("Enter")
-    page.settle(300)
-    assert [file.name for file in tmp_path.iterdir()] == ["routing-profile.json"]
+    limit = time.monotonic() + 20
+    while [file.name for file in tmp_path.iterdir()] != ["routing-profile.json"]:
+        assert time.monotonic() < limit, list(tmp_path.iterdir())
+        time.sleep(0.02)
+    assert "small" in (tmp_path / "routing-profile.json").read_text()
 
 
 CONTRAST = Path(__file__).with_name("contrast.js").read_text()
@@ -244,12 +248,11 @@ def test_text_and_lines_stand_out_in_both_schemes(page, scheme):
 def test_maps_are_drawn_anew_for_another_scheme(page):
     light = {chart: picture(page, chart) for chart in MAP_IDS}
     page.scheme("dark")
-    page.settle(200)
-    dark = {chart: picture(page, chart) for chart in MAP_IDS}
-    assert all(light[chart] != dark[chart] for chart in MAP_IDS)
+    for chart in MAP_IDS:
+        page.wait(f"document.querySelector('#{chart} canvas').toDataURL() !== {light[chart]!r}")
     page.scheme("light")
-    page.settle(200)
-    assert {chart: picture(page, chart) for chart in MAP_IDS} == light
+    for chart in MAP_IDS:
+        page.wait(f"document.querySelector('#{chart} canvas').toDataURL() === {light[chart]!r}")
 
 
 def test_scripts_and_sentences_write_numbers_alike(page):
@@ -317,10 +320,10 @@ def one_layer_of_two_experts() -> RoutingProfile:
 @pytest.mark.parametrize("make", [counts_only, prompts_only, no_weights, a_silent_layer, one_layer_of_two_experts])
 def test_a_profile_that_lacks_something_is_shown_without_it(browser, tmp_path, make):
     browser.open(write_report(make().document(), tmp_path / "report.html"))
-    browser.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
+    browser.open_tables()
     focus(browser, "#layer")
     browser.press("ArrowDown", "ArrowDown")
-    browser.settle(100)
+    browser.open_tables()
     assert browser.problems() == []
     assert not re.search(r"NaN|Infinity|undefined|null", browser.text("body"))
     assert "NaN" not in browser.evaluate("document.body.innerHTML")

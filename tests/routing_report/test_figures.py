@@ -182,7 +182,6 @@ def test_what_the_reader_reads(page, tmp_path):
         share = found[1] / total
         assert browser.text("#expert-map .reading").startswith(f"Layer 1, expert 1: {100 * share:.0f} % of the layer’s")
         first = max(range(EXPERTS), key=lambda e: counts(0, 1)[e])
-        browser.evaluate("document.querySelector('#expert-table details').open = true")
-        browser.settle(100)
+        browser.open_tables()
         assert browser.text("#expert-table tbody td").startswith(f"{first} (")
         assert browser.problems() == []
