@@ -120,6 +120,15 @@ def small_document() -> dict[str, Any]:
                 curve("belady", [0.4, 0.7, 0.9, 0.97, 0.99]),
                 curve("static", [0.2, 0.4, 0.6, 0.75, 1.0]),
             ],
+            "whole_run": {
+                "prefill": None,
+                "decode": {
+                    "lookups": 12000,
+                    "first_uses": 24,
+                    "capacity": CAPACITIES,
+                    "lru_hit_rate": [0.0, 0.2, 0.6, 0.8, 0.9],
+                },
+            },
             "targets": [
                 {
                     "hit_rate": rate,

@@ -171,6 +171,24 @@ def test_hit_rates_of_lru(shown):
         assert rate == pytest.approx(sum(counted) / len(counted), rel=1e-5), capacity
 
 
+def test_hit_rates_of_lru_over_the_whole_run(shown):
+    """Prompts pass through the cache, too, each layer's in one call; counted are the lookups of decoding."""
+    calls: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for number, (phase, request, layer, ids, _) in enumerate(TOKENS):
+        call = calls.setdefault((phase, request, layer, number * phase), [])
+        call += [(layer, expert) for expert in ids if (layer, expert) not in call]
+    run = shown["cache"]["whole_run"]["decode"]
+    for capacity, rate in zip(run["capacity"], run["lru_hit_rate"], strict=True):
+        recent: list[tuple[int, int]] = []
+        hits = lookups = 0
+        for (phase, *_), wanted in calls.items():
+            hits += phase * sum(key in recent[-capacity:] for key in wanted)
+            lookups += phase * len(wanted)
+            recent = [*(key for key in recent if key not in wanted), *wanted]
+        assert run["lookups"] == lookups
+        assert rate == pytest.approx(hits / lookups, rel=1e-5), capacity
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package chromium")
 def test_what_the_reader_reads(page, tmp_path):
     """The text under the heat map and in the tables, from the trace alone."""

@@ -48,6 +48,14 @@ def test_finding(section):
     assert getattr(findings, section)(small_document()) == SENTENCES[section]
 
 
+def test_the_whole_run():
+    document = small_document()
+    text = "Over all 12,000 decode lookups of the run, plain LRU with 6.00 MB (25 % of the experts) hits 20 %."
+    assert findings.whole_run(document) == text
+    document["cache"]["whole_run"]["decode"] = None
+    assert findings.whole_run(document) is None
+
+
 def test_key_figures():
     assert findings.key_figures(small_document()) == [
         ("50 %", "hits with a quarter of the experts in memory (decayed LFU)"),

@@ -35,6 +35,20 @@ def cache(document: Document) -> str:
     )
 
 
+def whole_run(document: Document) -> str | None:
+    """What LRU would hit over every lookup of the run, of which the curves replay a stretch."""
+    section = document["cache"]
+    run = (section.get("whole_run") or {}).get(section["phase"])
+    if not run or not run["capacity"]:
+        return None
+    capacity = section["bank_experts"] // 4
+    rate = percent(np.interp(capacity, run["capacity"], run["lru_hit_rate"]))
+    return (
+        f"Over all {run['lookups']:,} {section['phase']} lookups of the run, plain LRU with "
+        f"{memory(document, capacity)} hits {rate}."
+    )
+
+
 def experts(document: Document) -> str:
     """The busiest expert, and how many are never chosen."""
     maps = document["maps"]

@@ -79,6 +79,7 @@ def render_page(document: Document, *, budget: float | None = None, bandwidth: f
             drift=phase_of(document.get("drift")),
             transitions=any((document.get("transitions") or {}).get("per_layer", [])),
             policies=POLICIES,
+            whole_run=findings.whole_run(document) if online_policy(document) else None,
             basis=_basis(document),
             start_percent=_start_percent(document, budget),
             bandwidth=round((bandwidth or _BANDWIDTH) / 1e9, 3),
