@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +41,9 @@ def plan(
         float, typer.Option(help="Tokens a second with all experts in memory; 0 counts reading alone.")
     ] = 0.0,
     pins: Annotated[Path | None, typer.Option(help="Write the experts to pin, layer by layer, as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the report, opened at this budget and disk: .html, .json or .jsonl.")
+    ] = None,
 ) -> None:
     """Say what a machine can do with a recorded routing: hits, tokens a second, what to pin, what budget to give."""
     from onnx_moe.routing import Machine, known_model
@@ -65,6 +69,10 @@ def plan(
     if pins is not None:
         _write_pins(pins, found, calls)
         console.print(f"Pins: {pins} ({len(found.pins)} experts).", highlight=False)
+    if report is not None:
+        with console.status("writing the report"):
+            _write_report(report, trace, calls, found, machine)
+        console.print(f"Report: {report}.", highlight=False)
 
 
 def _load(path: Path, top_k: int | None) -> tuple[RoutingTrace, int | None]:
@@ -109,6 +117,18 @@ def _rate(operation: Operation) -> str:
     if math.isinf(operation.tokens_per_second):
         return "not limited"
     return f"{operation.tokens_per_second:.1f} ({milliseconds(operation.seconds)})"
+
+
+def _write_report(path: Path, source: Path, calls: RoutingTrace, plan: Plan, machine: Machine) -> None:
+    from onnx_moe.routing import RoutingProfile, profile_trace
+    from onnx_moe.routing.report import write_report
+
+    if source.suffix == ".npz" and RoutingProfile.is_profile(source):
+        profile = RoutingProfile.load(source)
+    else:
+        profile = profile_trace(calls, name=source.stem, source=source.name)
+    profile = replace(profile, model=replace(profile.model, expert_bytes=plan.expert_bytes))
+    write_report(profile.document(), path, budget=machine.memory_bytes, bandwidth=machine.disk_bandwidth)
 
 
 def _write_pins(path: Path, plan: Plan, trace: RoutingTrace) -> None:

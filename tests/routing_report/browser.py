@@ -14,7 +14,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+def _find() -> str | None:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        path = shutil.which(name)
+        # Ubuntu's package is a stub that only says what to install.
+        if path and subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0:
+            return path
+    return None
+
+
+CHROMIUM = _find()
 
 _FLAGS = [
     "--headless",
@@ -117,21 +127,24 @@ class Page:
             self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
             self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
+    def point(self, selector: str, x: float, y: float) -> None:
+        """Moves the pointer to a place of an element, in shares of its width and height."""
+        box = self.evaluate(
+            f"(e => {{ e.scrollIntoView({{block: 'center'}}); return e.getBoundingClientRect().toJSON() }})"
+            f"(document.querySelector({json.dumps(selector)}))"
+        )
+        place = {"x": box["left"] + x * box["width"], "y": box["top"] + y * box["height"]}
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", **place)
+
     def scheme(self, scheme: str) -> None:
         """Makes the page believe that its reader prefers "light" or "dark"."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def screenshot(self, whole: bool = False) -> bytes:
-        """A PNG of the window, or of the whole page."""
-        return base64.b64decode(
-            self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole))["data"]
-        )
-
-    def _clip(self, whole: bool) -> dict[str, Any]:
-        if not whole:
-            return {}
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        return {"clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}}
+    def screenshot(self, height: int) -> bytes:
+        """A PNG of the page from its top to `height` pixels, as wide as the window."""
+        clip = {"x": 0, "y": 0, "width": self.evaluate("innerWidth"), "height": height, "scale": 1}
+        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        return base64.b64decode(answer["data"])
 
     def pdf(self) -> bytes:
         """The page as it would be printed."""

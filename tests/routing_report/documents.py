@@ -10,7 +10,7 @@ GRID = [0, 12.5, 25, 50, 100]
 SHARES = [
     [0.5, 0.2, 0.1, 0.05, 0.05, 0.05, 0.05, 0.0],
     [0.125] * 8,
-    [0.3, 0.3, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05],
+    [0.05, 0.3, 0.1, 0.25, 0.15, 0.05, 0.05, 0.05],
 ]
 CAPACITIES = [3, 6, 12, 18, 24]
 
@@ -131,7 +131,6 @@ def small_document() -> dict[str, Any]:
                 for rate, capacity in ((0.8, 12), (0.9, 18), (0.95, 21))
             ],
         },
-        "advice": {"paragraph": "", "facts": {}},
     }
 
 
@@ -168,7 +167,7 @@ def _layer(number: int) -> dict[str, Any]:
 
 
 def _link(layer: int, bits: float) -> dict[str, Any]:
-    top = [[[(expert + 1) % EXPERTS, 0.4], [expert, 0.2]] for expert in range(EXPERTS)]
+    top = [[[(expert + 1) % EXPERTS, 0.4], [expert, 0.3]] for expert in range(EXPERTS)]
     return {"layer": layer, "from_layer": layer - 1, "tokens": 2000, "mutual_information_bits": bits, "top": top}
 
 

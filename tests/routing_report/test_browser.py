@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from onnx_moe.routing import Call, RoutingTrace
+from onnx_moe.routing.profile import RoutingProfile, profile_trace
 from onnx_moe.routing.report import write_report
+from onnx_moe.routing.report.numbers import byte_size, percent
+from onnx_moe.routing.trace import PREFILL
 from tests.routing_report.browser import CHROMIUM, Page, chromium
 from tests.routing_report.documents import small_document
+from tests.routing_report.raw_trace import trace
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install Debian's package chromium")
 
@@ -88,7 +96,7 @@ def test_every_chart_is_drawn(page):
         assert page.evaluate(f"(c => new Set(new Uint32Array({image})).size)({canvas})") > 2, chart
 
 
-def test_the_page_fits_1280_picture(page):
+def test_the_page_fits_1280_pixels(page):
     assert page.evaluate("document.documentElement.scrollWidth") == 1280
     scrolled = "e.closest('svg, .scroll')"
     assert elements(page, "body *", f"!{scrolled} && e.getBoundingClientRect().right > 1281") == []
@@ -105,7 +113,10 @@ def test_tab_reaches_every_control_and_plot(page):
 def test_a_budget_is_set_with_arrow_keys(page):
     assert page.text("#budget-reading") == "6.00 MB, 6 of 24 experts (25 %)"
     focus(page, "#budget")
+    before = drawing(page, "cache-chart")
     page.press(*["ArrowRight"] * 25)
+    assert "your budget: 6.00 MB" in before
+    assert "your budget: 12.0 MB" in drawing(page, "cache-chart")
     assert page.text("#budget-reading") == "12.0 MB, 12 of 24 experts (50 %)"
     rows = dict(re.split(r"\t", line, maxsplit=1) for line in page.text("#operating-point").splitlines())
     # LRU hits 0.7, decayed LFU 0.8, Belady 0.9 of six lookups a token; an expert is 1 MB, the disk gives 2 GB/s.
@@ -125,27 +136,25 @@ def test_a_budget_below_the_token_cycle_is_said(page):
 
 
 def test_the_heat_map_switches_measure_order_scale_and_tokens(page):
-    def cells() -> str:
+    def first_cell() -> str:
         focus(page, "#expert-map .cells")
         page.press("PageUp", "Home")
         return page.text("#expert-map .reading")
 
-    assert cells().startswith(
-        "Layer 0, expert 0: 50 % of the layer’s selections, 30 % of its gate mass; 4 times an even share."
-    )
-    before = picture(page, "expert-map")
-    for control, expected in (
-        ("measure", "2.4 times"),
-        ("scale", "2.4 times"),
-        ("order", "expert 0: 50 %"),
-        ("phase", "expert 0: 30 %"),
-    ):
+    expected = "Layer 0, expert 0: 50 % of the layer’s selections, 5.0 % of its gate mass; 4 times an even share."
+    assert first_cell() == expected
+    steps = {
+        "measure": expected.replace("4 times", "0.4 times"),
+        "scale": expected.replace("4 times", "0.4 times"),
+        "order": "Layer 0, expert 1: 20 % of the layer’s selections, 30 % of its gate mass; 2.4 times an even share.",
+        "phase": "Layer 0, expert 0: 5.0 % of the layer’s selections, 50 % of its gate mass; 4 times an even share.",
+    }
+    for control, cell in steps.items():
+        before = picture(page, "expert-map")
         focus(page, f"#{control}")
         page.press("ArrowDown")
-        after = picture(page, "expert-map")
-        assert expected in cells(), control
-        assert after != before or control in ("order",), control
-        before = after
+        assert first_cell() == cell, control
+        assert picture(page, "expert-map") != before, control
 
 
 def test_heat_map_cells_are_read_with_arrow_keys(page):
@@ -161,10 +170,21 @@ def test_heat_map_cells_are_read_with_arrow_keys(page):
 def test_charts_are_read_with_arrow_keys(page):
     focus(page, "#cache-chart .plot")
     page.press("Home", "ArrowRight")
-    rates = "LRU 30 %, decayed LFU 50 %, Belady (knows the future) 70 %, pinned by the first half 40 %"
+    rates = "LRU 30 %, decayed LFU 50 %, Belady (knows the future) 70 %, pinned by the warm-up 40 %"
     reading = f"With 6.00 MB (25 % of the experts): {rates}"
     assert page.text("#cache-chart .reading") == reading
     assert page.evaluate("document.querySelector('#cache-chart .plot').getAttribute('aria-valuetext')") == reading
+
+
+def test_charts_and_maps_are_read_with_the_pointer(page):
+    page.point("#cache-chart .plot svg", 0.97, 0.5)
+    assert page.text("#cache-chart .reading").startswith("With 24.0 MB (100 % of the experts): LRU 99 %")
+    # 6 of 24 MB lie a quarter of the way from 56 to 742 of 760 pixels.
+    page.point("#cache-chart .plot svg", (56 + 0.25 * 686) / 760, 0.5)
+    assert page.text("#cache-chart .reading").startswith("With 6.00 MB")
+    page.point("#expert-map .cells", 3.5 / 8, 2.5 / 3)
+    assert page.text("#expert-map .reading").startswith("Layer 2, expert 3: 25 % of the layer’s selections")
+    assert page.text("#cache-chart .reading") == ""
 
 
 def test_a_layer_is_chosen_with_the_keyboard(page):
@@ -181,9 +201,9 @@ def test_a_layer_is_chosen_with_the_keyboard(page):
 
 def test_tables_stand_beside_every_figure(page):
     assert page.evaluate("document.querySelectorAll('details.numbers').length") >= 11
-    focus(page, "#cache-chart summary")
+    focus(page, "#cache-table summary")
     page.press("Enter")
-    assert page.text("#cache-chart tbody tr:nth-child(3)").split("\t") == [
+    assert page.text("#cache-table tbody tr:nth-child(3)").split("\t") == [
         "12",
         "12.0 MB",
         "50 %",
@@ -232,6 +252,14 @@ def test_maps_are_drawn_anew_for_another_scheme(page):
     assert {chart: picture(page, chart) for chart in MAP_IDS} == light
 
 
+def test_scripts_and_sentences_write_numbers_alike(page):
+    script = (files("onnx_moe.routing.report") / "templates" / "js" / "dom.js").read_text()
+    shares = [0, 1e-6, 0.0004, 0.042, 0.42, 0.994, 0.9951, 0.99996, 1]
+    sizes = [999, 1000, 999_600, 5.0e6, 48.94e9, 512e12]
+    written = page.evaluate(f"(() => {{ {script}; return [{shares}.map(percent), {sizes}.map(bytes)] }})()")
+    assert written == [[percent(share) for share in shares], [byte_size(size) for size in sizes]]
+
+
 def test_names_for_screen_readers(page):
     page.call("Accessibility.enable")
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
@@ -260,6 +288,39 @@ def test_it_prints_light_and_without_controls(page, scheme):
 
 
 def test_a_screenshot_shows_something(page):
-    image = page.screenshot()
+    image = page.screenshot(900)
     assert struct.unpack(">II", image[16:24]) == (1280, 900)
     assert len(image) > 20_000
+
+
+def counts_only() -> RoutingProfile:
+    return replace(profile_trace(trace(), expert_bytes=1_000_000), sample=None)
+
+
+def prompts_only() -> RoutingProfile:
+    return profile_trace(trace().select(trace().phases == PREFILL))
+
+
+def no_weights() -> RoutingProfile:
+    return profile_trace(replace(trace(), weights=None))
+
+
+def a_silent_layer() -> RoutingProfile:
+    return profile_trace(trace().select(trace().layers != 1))
+
+
+def one_layer_of_two_experts() -> RoutingProfile:
+    calls = [Call(0, np.array([[number % 2]], np.int32)) for number in range(40)]
+    return profile_trace(RoutingTrace.of_calls(calls, 2, 1))
+
+
+@pytest.mark.parametrize("make", [counts_only, prompts_only, no_weights, a_silent_layer, one_layer_of_two_experts])
+def test_a_profile_that_lacks_something_is_shown_without_it(browser, tmp_path, make):
+    browser.open(write_report(make().document(), tmp_path / "report.html"))
+    browser.evaluate("document.querySelectorAll('details').forEach(details => { details.open = true })")
+    focus(browser, "#layer")
+    browser.press("ArrowDown", "ArrowDown")
+    browser.settle(100)
+    assert browser.problems() == []
+    assert not re.search(r"NaN|Infinity|undefined|null", browser.text("body"))
+    assert "NaN" not in browser.evaluate("document.body.innerHTML")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,6 +138,18 @@ def test_files_by_suffix(tmp_path):
     assert [json.loads(line) for line in lines] == list(json_lines(document))
 
 
+def test_the_page_opens_at_a_machines_budget_and_disk():
+    def start(**machine: float) -> tuple[str | None, str | None]:
+        elements = Elements(render_page(small_document(), **machine)).elements
+        values = {attributes.get("id"): attributes.get("value") for tag, attributes in elements if tag == "input"}
+        return values["budget"], values["bandwidth"]
+
+    assert start() == ("25", "2.0")
+    assert start(budget=12.3e6, bandwidth=0.7e9) == ("51", "0.7")
+    assert start(budget=1e12) == ("100", "2.0")
+    assert start(budget=1) == ("1", "2.0")
+
+
 def test_json_lines_hold_each_layer_and_each_point():
     records = list(json_lines(small_document()))
     kinds = [record["record"] for record in records]
@@ -155,3 +168,14 @@ def test_misuse_says_what_to_do(tmp_path):
     with pytest.raises(InvalidInputError, match="format None"):
         write_report({}, tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_example_of_the_documentation(tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parents[2] / "docs" / "routing-report.md"
+    example = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert example is not None
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example[1], str(page), "exec"), {})
+    written = Elements((tmp_path / "report.html").read_text())
+    assert json.loads(written.scripts["profile"])["model"]["num_experts"] == 64
+    assert capsys.readouterr().out.startswith("Keep ")

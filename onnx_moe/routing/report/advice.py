@@ -34,16 +34,17 @@ def advice(document: Document) -> str:
 def _budget(document: Document) -> str | None:
     policy = online_policy(document)
     if policy is None:
-        return None
+        return "Only counts are known, which say nothing about caches: record every call (onnx_moe.trace = full)."
     wanted = {rate: target(document, rate) for rate in (0.8, 0.9, 0.95)}
     reached = {rate: one for rate, one in wanted.items() if one}
     if not reached:
         best = max(curves(document)[policy]["hit_rate"])
-        return f"No memory brings hits to 80 % on this run: the most is {percent(best)}, the rest are first uses."
+        return f"No budget brings hits to 80 % on this run: the most is {percent(best)}, the rest are first uses."
     rates = list(reached)
     advised = 0.9 if 0.9 in reached else rates[-1]
     size = memory(document, reached[advised]["capacity"])
-    sentence = f"Keep {size} in memory, and {percent(advised)} of lookups find their expert there"
+    found = f"{percent(advised)} of lookups find their expert there with {POLICIES[policy]}"
+    sentence = f"Keep {size} in memory, and {found}"
     others = [f"{percent(rate)} need {_size(document, reached[rate]['capacity'])}" for rate in rates if rate != advised]
     return sentence + (f"; {' and '.join(others)}." if others else ".")
 
@@ -96,11 +97,11 @@ def _pinning(document: Document) -> str | None:
     pinned, online = hit_rate(known["static"], capacity), hit_rate(known[policy], capacity)
     if pinned > online - ALIKE:
         return (
-            f"Pinning the experts that the first half of the run used most does as well ({percent(pinned)}): "
+            f"Pinning the experts that the start of the run used most does as well ({percent(pinned)}): "
             "a saved profile is worth loading."
         )
     return (
-        f"Do not pin by an earlier text: with the same memory that reaches {percent(pinned)} where "
+        f"Do not pin what the start of a run uses most: with the same memory that reaches {percent(pinned)} where "
         f"{POLICIES[policy]} reaches {percent(online)}."
     )
 
@@ -141,7 +142,7 @@ def _trust(document: Document) -> str | None:
         doubts.append("the routing is simulated, not recorded")
     if recorded["dropped_calls"]:
         doubts.append(f"the recording lacks {counted(recorded['dropped_calls'], 'call')}")
-    if cache and cache["simulated_tokens"] < FEW_TOKENS:
+    if cache and 0 < cache["simulated_tokens"] < FEW_TOKENS:
         doubts.append(f"it was replayed on {counted(cache['simulated_tokens'], 'token')} only")
     return f"Take this as a first guess: {'; '.join(doubts)}." if doubts else None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnx_moe.routing.report.numbers import byte_size, mean, percent
+from onnx_moe.routing.report.numbers import byte_size, counted, mean, percent
 from onnx_moe.routing.report.reading import (
     POLICIES,
     Document,
@@ -30,7 +30,8 @@ def cache(document: Document) -> str:
     cycle = memory(document, document["cache"]["token_cycle_experts"])
     return (
         f"With {memory(document, capacity)} in memory, {online} of lookups hit{bound}. "
-        f"Everything left of {cycle}, what one token uses in all layers, is a cliff."
+        f"Less than {cycle}, what one token uses in all layers, is refused by the plugin: "
+        "experts would leave just before they are needed again."
     )
 
 
@@ -78,11 +79,12 @@ def time(document: Document) -> str:
     section = document["time"][phase]
     before, back = (percent(mean(row[column] for row in section["overlap"])) for column in (0, -1))
     medians = [median for median in section["reuse_median"] if median is not None]
-    reuse = f" In the middle layer, half of all reuses come within {np.median(medians):.0f} tokens." if medians else ""
+    within = counted(round(float(np.median(medians))), "token") if medians else None
     return (
         f"A {phase} token chooses {before} of the experts that the token before chose, "
         f"and {back} of those {section['lags'][-1]} tokens back; "
-        f"popularity alone would give {percent(mean(section['chance']))}.{reuse}"
+        f"popularity alone would give {percent(mean(section['chance']))}."
+        + (f" In the middle layer, half of all reuses come within {within}." if within else "")
     )
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def percent(share: float) -> str:
-    """A share as percent: 4.2 %, 42 %; what is not 0 does not become 0 %."""
+    """A share as percent: 4.2 %, 42 %; what is not all or nothing does not become 100 % or 0 %."""
     value = 100 * share
     if 0 < value < 0.001:
         return "< 0.001 %"
     if 0 < value < 0.095:
         return f"{value:.1g} %"
-    return f"{value:.1f} %" if 0 < value < 9.95 else f"{value:.0f} %"
+    if 99.95 <= value < 100:
+        return "> 99.9 %"
+    return f"{value:.1f} %" if 0 < value < 9.95 or 99.5 <= value < 100 else f"{value:.0f} %"
 
 
 def byte_size(count: float) -> str:
@@ -29,6 +32,11 @@ def byte_size(count: float) -> str:
 def counted(count: int, noun: str) -> str:
     """1 expert, 2,000 experts."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def unbroken(text: str) -> str:
+    """`text` with no line break between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=%|[kMGT]?B\b)", "\u00a0", text)
 
 
 def mean(values: Iterable[float | None]) -> float:

@@ -13,12 +13,15 @@ from markupsafe import Markup
 
 from onnx_moe.routing.report import findings
 from onnx_moe.routing.report.advice import advice
-from onnx_moe.routing.report.numbers import byte_size, counted, percent
+from onnx_moe.routing.report.numbers import byte_size, counted, percent, unbroken
 from onnx_moe.routing.report.reading import POLICIES, Document, online_policy, phase_of, scores
 
-_SCRIPTS = ("dom.js", "chart.js", "heatmap.js", "cache.js", "experts.js", "time.js", "relations.js", "main.js")
+_SCRIPTS = tuple(
+    f"{name}.js" for name in ("dom", "reading", "chart", "heatmap", "cache", "experts", "time", "relations", "main")
+)
 
-_START_BUDGET, _BANDWIDTH = 25, 2.0  # percent of the experts, GB/s of a common NVMe disk
+#: Where the page opens when nothing is said: a quarter of the experts, and the bytes a second of a common NVMe disk.
+_SHARE, _BANDWIDTH = 0.25, 2e9
 
 _BASES = {
     "router_probabilities": "the router’s mean probability of each expert",
@@ -53,8 +56,11 @@ _SECTIONS = (
 )
 
 
-def render_page(document: Document) -> str:
-    """The page of a profile's document, as HTML. Sections that the profile knows nothing about are left out."""
+def render_page(document: Document, *, budget: float | None = None, bandwidth: float | None = None) -> str:
+    """The page of a profile's document, as HTML. Sections that the profile knows nothing about are left out.
+
+    budget: bytes for experts, bandwidth: bytes a second of the disk, at which the page opens.
+    """
     return (
         _environment()
         .get_template("report.html")
@@ -74,8 +80,8 @@ def render_page(document: Document) -> str:
             transitions=any((document.get("transitions") or {}).get("per_layer", [])),
             policies=POLICIES,
             basis=_basis(document),
-            start_budget=_START_BUDGET,
-            bandwidth=_BANDWIDTH,
+            start_percent=_start_percent(document, budget),
+            bandwidth=round((bandwidth or _BANDWIDTH) / 1e9, 3),
             scripts=_SCRIPTS,
             version=version("onnx-moe"),
         )
@@ -90,9 +96,15 @@ def _environment() -> Environment:
     )
     # `tojson` escapes <, > and & as \u003c …, so that no string of a profile can end the script element that holds it.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "sort_keys": False}
-    environment.filters.update(percent=percent, bytes=byte_size)
+    environment.filters.update(percent=percent, bytes=byte_size, unbroken=unbroken)
     environment.globals["source"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
+
+
+def _start_percent(document: Document, budget: float | None) -> int:
+    total = (document.get("cache") or {}).get("bank_bytes")
+    share = budget / total if budget and total else _SHARE
+    return min(100, max(1, int(100 * share)))
 
 
 def _facts(document: Document) -> list[tuple[str, str]]:

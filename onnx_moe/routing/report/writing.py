@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from onnx_moe.errors import InvalidInputError
+from onnx_moe.routing.document import FORMAT, VERSION
 from onnx_moe.routing.report.page import render_page
 from onnx_moe.routing.report.reading import Document
 
-_FORMAT, _VERSION = "onnx-moe routing profile", 1
 
-
-def write_report(document: Document, path: str | Path) -> Path:
+def write_report(
+    document: Document, path: str | Path, *, budget: float | None = None, bandwidth: float | None = None
+) -> Path:
     """Writes a profile's document as .html, .json or .jsonl, by the suffix of `path`; makes its folder.
 
+    budget: bytes for experts, bandwidth: bytes a second of the disk, at which the page opens.
     Raises InvalidInputError for another suffix, and for a document that is no routing profile.
     """
     path = Path(path)
-    if path.suffix not in _WRITERS:
-        raise InvalidInputError(
-            f"a report cannot be written as {path.name!r}: use a name that ends in {', '.join(_WRITERS)}."
-        )
+    writers: dict[str, Callable[[], str]] = {
+        ".html": lambda: render_page(document, budget=budget, bandwidth=bandwidth),
+        ".json": lambda: _json(document) + "\n",
+        ".jsonl": lambda: "".join(_json(record) + "\n" for record in json_lines(document)),
+    }
+    if path.suffix not in writers:
+        suffixes = ", ".join(writers)
+        raise InvalidInputError(f"a report cannot be written as {path.name!r}: use a name that ends in {suffixes}.")
     _check(document)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_WRITERS[path.suffix](document), encoding="utf-8")
+    path.write_text(writers[path.suffix](), encoding="utf-8")
     return path
+
+
+def _json(value: Document) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 def json_lines(document: Document) -> Iterator[dict[str, Any]]:
@@ -59,19 +69,8 @@ def _of_layer(document: Document, index: int) -> dict[str, Any]:
 
 def _check(document: Document) -> None:
     kind, version = document.get("format"), document.get("version")
-    if (kind, version) != (_FORMAT, _VERSION):
+    if (kind, version) != (FORMAT, VERSION):
         raise InvalidInputError(
-            f"the document says format {kind!r}, version {version!r}, but a report needs {_FORMAT!r}, "
-            f"version {_VERSION}: make it with RoutingProfile.document() of this release."
+            f"the document says format {kind!r}, version {version!r}, but a report needs {FORMAT!r}, "
+            f"version {VERSION}: make it with RoutingProfile.document() of this release."
         )
-
-
-def _json(document: Document) -> str:
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
-
-
-def _jsonl(document: Document) -> str:
-    return "".join(json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n" for record in json_lines(document))
-
-
-_WRITERS = {".html": render_page, ".json": _json, ".jsonl": _jsonl}

@@ -4,7 +4,7 @@ const POLICY_NAMES = {
   lru: "LRU",
   "decayed-lfu": "decayed LFU",
   belady: "Belady (knows the future)",
-  static: "pinned by the first half",
+  static: "pinned by the warm-up",
 };
 const SHORT_NAMES = { lru: "LRU", "decayed-lfu": "decayed LFU", belady: "Belady" };
 const POLICY_LOOKS = { lru: "a", "decayed-lfu": "b", belady: "c", static: "d" };
@@ -18,13 +18,25 @@ function hitRate({ capacity, hit_rate: rates }, at) {
   return rates[above - 1] + share * (rates[above] - rates[above - 1]);
 }
 
+const policyName = ({ policy }) => POLICY_NAMES[policy] ?? policy;
+
+const chosenCapacity = ({ bank_experts: bank }) => Math.round((byId("budget").value / 100) * bank);
+
+/** Every capacity that some curve has. */
+const capacities = ({ curves }) => [...new Set(curves.flatMap((curve) => curve.capacity))].sort((a, b) => a - b);
+
 function drawCache({ cache }) {
   const { curves, token_cycle_experts: cycle, bank_experts: bank, expert_bytes: size } = cache;
-  const grid = [...new Set(curves.flatMap((curve) => curve.capacity))].sort((a, b) => a - b);
+  const grid = capacities(cache);
   const unit = size ? size / 1e9 : 1;
-  const budget = (value) => (size ? bytes(value * 1e9) : `${count(Math.round(value))} experts`);
+  const memory = (capacity) => (size ? bytes(capacity * size) : `${count(capacity)} experts`);
+  const mark = (capacity, look, label, low) => ({
+    x: capacity * unit,
+    look,
+    label: `${label}: ${memory(capacity)}`,
+    low,
+  });
   const targets = cache.targets.filter((target) => target.capacity);
-  const high = bank * unit;
   show(
     "cache-chart",
     chart({
@@ -32,27 +44,23 @@ function drawCache({ cache }) {
       width: 760,
       height: 480,
       series: curves.map((curve) => ({
-        name: POLICY_NAMES[curve.policy] ?? curve.policy,
+        name: policyName(curve),
         look: POLICY_LOOKS[curve.policy] ?? "e",
         values: grid.map((at) => hitRate(curve, at)),
       })),
       zone: cycle * unit,
       marks: [
-        { x: cycle * unit, look: "cliff", label: `token cycle: ${budget(cycle * unit)}` },
-        ...targets.map((target) => ({
-          x: target.capacity * unit,
-          look: "target",
-          low: true,
-          label: `${percent(target.hit_rate)}: ${budget(target.capacity * unit)}`,
-        })),
+        mark(cycle, "cliff", "token cycle"),
+        ...targets.map((target) => mark(target.capacity, "target", percent(target.hit_rate), true)),
+        mark(chosenCapacity(cache), "budget", "your budget", true),
       ],
       x: {
         values: grid.map((at) => at * unit),
         label: size ? "memory for experts (GB)" : "experts in memory",
         format: significant,
         low: 0,
-        high,
-        read: (at) => `With ${budget(at)} (${percent(at / high)} of the experts)`,
+        high: bank * unit,
+        read: (at) => `With ${memory(Math.round(at / unit))} (${percent(at / unit / bank)} of the experts)`,
       },
       y: {
         label: `share of lookups that find their expert in memory (${cache.phase})`,
@@ -61,21 +69,17 @@ function drawCache({ cache }) {
         high: 1,
       },
     }),
-    tableOf(
-      "Table: hit rate by budget",
-      [
-        "experts",
-        ...(size ? ["memory"] : []),
-        "of all",
-        ...curves.map((curve) => POLICY_NAMES[curve.policy] ?? curve.policy),
-      ],
-      () =>
-        grid.map((at) => [
-          count(at),
-          ...(size ? [bytes(at * size)] : []),
-          percent(at / bank),
-          ...curves.map((curve) => percent(hitRate(curve, at))),
-        ]),
+  );
+}
+
+function drawCacheTable({ cache }) {
+  const { curves, bank_experts: bank, expert_bytes: size } = cache;
+  const headings = ["experts", ...(size ? ["memory"] : []), "of all", ...curves.map(policyName)];
+  const rates = (at) => curves.map((curve) => percent(hitRate(curve, at)));
+  show(
+    "cache-table",
+    tableOf("Table: hit rate by budget", headings, () =>
+      capacities(cache).map((at) => [count(at), ...(size ? [bytes(at * size)] : []), percent(at / bank), ...rates(at)]),
     ),
   );
 }
@@ -83,12 +87,11 @@ function drawCache({ cache }) {
 /** The operating point: a budget and a disk, and what they mean for a token. */
 function drawOperatingPoint({ cache }) {
   const { curves, token_cycle_experts: cycle, bank_experts: bank, expert_bytes: size } = cache;
-  const slider = byId("budget");
-  const capacity = Math.round((slider.value / 100) * bank);
+  const capacity = chosenCapacity(cache);
   const budget = `${size ? `${bytes(capacity * size)}, ` : ""}${count(capacity)} of ${count(bank)} experts (${percent(capacity / bank)})`;
   byId("budget-reading").textContent = budget;
-  slider.setAttribute("aria-valuetext", budget);
-  const rate = Number(byId("bandwidth").value) * 1e9;
+  byId("budget").setAttribute("aria-valuetext", budget);
+  const rate = Number(byId("bandwidth")?.value) * 1e9;
   const shown = curves.filter((curve) => curve.policy !== "static");
   const misses = shown.map((curve) =>
     hitRate(curve, capacity) == null ? null : (1 - hitRate(curve, capacity)) * cycle,

@@ -23,7 +23,8 @@ function percent(share) {
   const value = 100 * share;
   if (value > 0 && value < 0.001) return "< 0.001 %";
   if (value > 0 && value < 0.095) return `${Number(value.toPrecision(1))} %`;
-  return `${value.toFixed(value > 0 && value < 9.95 ? 1 : 0)} %`;
+  if (value >= 99.95 && value < 100) return "> 99.9 %";
+  return `${value.toFixed((value > 0 && value < 9.95) || (value >= 99.5 && value < 100) ? 1 : 0)} %`;
 }
 
 const percentTick = (share) => `${Number((100 * share).toFixed(2))} %`;

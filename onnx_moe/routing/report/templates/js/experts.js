@@ -53,7 +53,7 @@ function drawExperts(profile, state) {
           const top = ranked.slice(0, 8);
           return [
             layer,
-            top.map((expert) => `${expert} (${percent(row[expert])})`).join("  "),
+            top.map((expert) => `${expert} (${percent(row[expert])})`).join(", "),
             percent(row[top[0]]),
             percent(top.reduce((sum, expert) => sum + row[expert], 0)),
             row.filter((value) => value === 0).length,

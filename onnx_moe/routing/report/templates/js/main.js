@@ -14,7 +14,8 @@ const state = {
 
 // A view is drawn where the template has a place for it: it leaves out what the profile does not know.
 const VIEWS = [
-  ["cache-chart", drawCache, []],
+  ["cache-chart", drawCache, ["budget"]],
+  ["cache-table", drawCacheTable, []],
   ["operating-point", drawOperatingPoint, ["budget", "bandwidth"]],
   ["expert-map", drawExperts, ["phase", "measure", "order", "scale"]],
   ["concentration-chart", drawConcentration, ["phase", "layer"]],

@@ -1,5 +1,8 @@
 // How choices hang together: from layer to layer, within a token, and what predictors make of it.
 
+// Uses below which the followers of an expert say little.
+const ENOUGH_USES = 10;
+
 const PREDICTOR_LOOKS = ["a", "b", "c", "d", "e", "f"];
 
 /** The chosen layer, or, for all layers, the one that depends most on the layer before. */
@@ -10,9 +13,17 @@ function linkedLayer(links, state) {
 }
 
 function drawTransitions(profile, state) {
+  const layer = linkedLayer(profile.transitions.per_layer, state);
+  drawInformation(profile, layer);
+  byId("transition-name").textContent =
+    `From layer ${layer - 1} to layer ${layer}${state.layer == null ? ", the strongest link" : ""}`;
+  const links = linksInto(profile, layer);
+  drawLinkMap(profile, layer, links);
+  drawLinkTables(profile, layer, links);
+}
+
+function drawInformation(profile, layer) {
   const links = profile.transitions.per_layer;
-  const layer = linkedLayer(links, state);
-  const { from_layer: from, top } = links[layer];
   show(
     "information",
     chart({
@@ -38,50 +49,82 @@ function drawTransitions(profile, state) {
       ]),
     ),
   );
+}
 
+/** For each expert of the layer before, its likeliest followers: the probability, and how many times the usual that is. */
+function linksInto(profile, layer) {
+  const { top, tokens } = profile.transitions.per_layer[layer];
+  const k = profile.model.top_k;
+  const { share } = profile.maps.all;
+  return top.flatMap((row, source) =>
+    row.map(([target, probability]) => ({
+      source,
+      target,
+      probability,
+      lift: probability / (share[layer][target] * k),
+      uses: share[layer - 1][source] * k * tokens,
+    })),
+  );
+}
+
+function drawLinkMap(profile, layer, links) {
   const experts = profile.model.num_experts;
-  const cells = top.map((row) => new Map(row));
-  const highest = Math.max(...top.flatMap((row) => row.map(([, probability]) => probability)), 0.01);
+  const cells = new Map(links.map((link) => [link.source * experts + link.target, link]));
+  const highest = Math.max(2, ...links.filter(({ uses }) => uses >= ENOUGH_USES).map(({ lift }) => lift));
+  const shade = (lift) => Math.log2(Math.max(1, lift)) / Math.log2(highest);
   heatMap({
     id: "transition-map",
     rows: experts,
     columns: experts,
-    rowTitle: `expert of layer ${from}`,
+    rowTitle: `expert of layer ${layer - 1}`,
     columnTitle: `expert of layer ${layer}`,
-    label: `Transitions from layer ${from} to layer ${layer}`,
-    none: "not among the four most likely",
-    blank: "--faint",
-    scaleTitle: "probability",
-    cellHeight: Math.max(3, Math.min(18, 384 / experts)),
+    label: `Transitions from layer ${layer - 1} to layer ${layer}`,
+    none: "not among the four likeliest",
+    blank: "--surface",
+    scaleTitle: "times as likely as usual",
+    cellHeight: Math.max(1, Math.min(18, 384 / experts)),
     width: 520,
-    scale: ticks(0, highest, 4).map((value) => ({ share: value / highest, label: percent(value) })),
-    shade: (row, column) => (cells[row].has(column) ? cells[row].get(column) / highest : null),
-    read: (row, column) =>
-      `Expert ${row} of layer ${from}, then expert ${column} of layer ${layer}: ${cells[row].has(column) ? percent(cells[row].get(column)) : "not among the four most likely"}.`,
+    scale: range(Math.floor(Math.log2(highest)) + 1).map((step) => ({
+      share: shade(2 ** step),
+      label: String(2 ** step),
+    })),
+    shade: (row, column) => {
+      const link = cells.get(row * experts + column);
+      return link ? shade(link.lift) : null;
+    },
+    read: (row, column) => {
+      const link = cells.get(row * experts + column);
+      const text = link
+        ? `${percent(link.probability)}, ${significant(link.lift)} times as likely as usual`
+        : "not among the four likeliest";
+      return `Expert ${row} of layer ${layer - 1}, then expert ${column} of layer ${layer}: ${text}.`;
+    },
   });
-  byId("transition-name").textContent =
-    `From layer ${from} to layer ${layer}${state.layer == null ? ", the strongest link" : ""}`;
-  const likely = top
-    .flatMap((row, source) => row.map(([target, probability]) => [source, target, probability]))
-    .sort((a, b) => b[2] - a[2])
+}
+
+function drawLinkTables(profile, layer, links) {
+  const headings = [`expert of layer ${layer - 1}`, `expert of layer ${layer}`, "follows in", "times the usual"];
+  const strongest = links
+    .filter(({ uses }) => uses >= ENOUGH_USES)
+    .sort((a, b) => b.lift - a.lift)
     .slice(0, 12);
+  const highest = Math.max(1, ...strongest.map(({ lift }) => lift));
   show(
     "transition-top",
     table(
-      [`expert of layer ${from}`, `expert of layer ${layer}`, "follows in"],
-      likely.map(([source, target, probability]) => [source, target, bar(probability, percent(probability))]),
+      headings,
+      strongest.map(({ source, target, probability, lift }) => [
+        source,
+        target,
+        percent(probability),
+        bar(lift / highest, `${significant(lift)}×`),
+      ]),
     ),
   );
   show(
     "transition-table",
-    tableOf(
-      `Table: layer ${from} to layer ${layer}`,
-      [`expert of layer ${from}`, `most likely experts of layer ${layer}`],
-      () =>
-        top.map((row, expert) => [
-          expert,
-          row.map(([target, probability]) => `${target} (${percent(probability)})`).join("  ") || "–",
-        ]),
+    tableOf(`Table: layer ${layer - 1} to layer ${layer}`, headings, () =>
+      links.map(({ source, target, probability, lift }) => [source, target, percent(probability), significant(lift)]),
     ),
   );
 }

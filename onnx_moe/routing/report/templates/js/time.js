@@ -123,7 +123,12 @@ function drawBalance(profile, state) {
       () =>
         layers.map((value, layer) => {
           const column = windows.map((row) => row[layer]).filter((entry) => entry != null);
-          return [layer, fixed(value, 2), fixed(Math.min(...column), 2), fixed(Math.max(...column), 2)];
+          return [
+            layer,
+            fixed(value, 2),
+            fixed(column.length ? Math.min(...column) : null, 2),
+            fixed(column.length ? Math.max(...column) : null, 2),
+          ];
         }),
     ),
   );
