@@ -43,6 +43,9 @@ SHAPES: Mapping[str, str] = {
     "window_probabilities": "PWLE",
 }
 
+#: Of a layer: pairs are counted in 32 bits.
+_MAX_TOKENS = 2**32 - 1
+
 #: Columns that are joined in their own way; all others add up.
 _JOINED = ("first_use", "window_tokens", "window_counts", "window_mass", "window_probabilities")
 
@@ -89,6 +92,12 @@ class RoutingCounts:
         if mine != theirs:
             raise InvalidInputError(
                 f"profiles of {theirs} and {mine} (layers, experts, top_k) do not add up: merge runs of one model."
+            )
+        tokens = int((self["tokens"].sum(0) + later["tokens"].sum(0)).max())
+        if tokens > _MAX_TOKENS:
+            raise InvalidInputError(
+                f"the profiles have {tokens} tokens of a layer together, but a profile holds {_MAX_TOKENS}: "
+                "keep them apart."
             )
         columns = {name: self[name] + later[name] for name in SHAPES if name not in _JOINED}
         tokens_before = self["tokens"].sum(0)[:, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class MoERoutingProfiler:
         self._sketch = RoutingSketch(num_experts, num_layers, top_k)
         self._sample_ids = sample_ids
         self._sample: list[Call] = []
+        self._sampled_trace: RoutingTrace | None = None
         self._profile: RoutingProfile | None = None
 
     def record_routing(
@@ -120,14 +122,20 @@ class MoERoutingProfiler:
         )
 
     def record_trace(self, trace: RoutingTrace) -> None:
-        """Records all calls of a trace."""
+        """Records all calls of a trace. Its last calls are the sample, unless calls came before."""
         self._sketch.add(trace)
         self._profile = None
+        if self._sample_ids > 0 and not self._sample:
+            layer_names = self._model.layer_names
+            self._sampled_trace = replace(trace.last_calls(self._sample_ids), layer_names=layer_names)
+            self._sample_ids = 0
 
     def profile(self) -> RoutingProfile:
         """Everything that is known so far, to save, merge, compare and report."""
         if self._profile is None:
-            sample = RoutingTrace.of_calls(self._sample, self.num_experts, self.num_layers) if self._sample else None
+            sample = self._sampled_trace
+            if self._sample:
+                sample = RoutingTrace.of_calls(self._sample, self.num_experts, self.num_layers)
             self._profile = RoutingProfile(self._model, self._sketch.counts(), sample, source="record_routing")
         return self._profile
 

@@ -14,7 +14,7 @@ EXAMPLES = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", PAGE, r
 
 EXPECTED = {
     "recording": r"0 160 tokens, entropy [01]\.\d+ hot: \[.*\]",
-    "profiler": r"load balancing: \[1\.\d+ +1\.\d+\]",
+    "profiler": r"load balancing: \[1\.\d+ +1\.\d+ *\]",
     "planning": r"'belady': [01]\.\d+",
 }
 

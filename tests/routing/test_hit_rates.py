@@ -156,6 +156,10 @@ class TestPlan:
     def test_all_experts_need_no_disk(self, trace: RoutingTrace) -> None:
         found = plan(trace, self.BYTES, Machine(10**12, 1e9))
         assert found.policies["belady"].tokens_per_second == float("inf")
+        used = {(int(trace.layers[call]), e) for call in range(trace.num_calls)
+                for e in trace.experts[trace.offsets[call] : trace.offsets[call + 1]].tolist()}  # fmt: skip
+        assert len(used) < 16 * 64  # and those that were never used are not pinned
+        assert {divmod(key, 64) for key in found.pins.tolist()} == used
 
     def test_too_little_memory_is_refused_with_what_is_needed(self, trace: RoutingTrace) -> None:
         needed = (16 * 8 + 1) * self.BYTES

@@ -365,6 +365,9 @@ class TestSimulation:
         profiler = simulate_routing_for_model(name, num_samples=20)
         assert (profiler.num_experts, profiler.num_layers, profiler.top_k) == sizes
         assert profiler.counts["tokens"][1].tolist() == [20] * sizes[1]
+        sample = profiler.profile().sample
+        assert sample is not None
+        assert (sample.phases == 1).sum() == 20 * sizes[1]
 
     def test_unknown_model(self) -> None:
         with pytest.raises(ValueError, match=r"Unknown model 'glm-4\.7-flush': use one of glm-4\.7-flash"):

@@ -113,11 +113,19 @@ def test_merged_windows_follow_each_other() -> None:
         return counts_of(decoded(np.full((tokens, 1, 1), expert), 3))
 
     merged = run(1500, 0).merge(run(700, 2))  # windows of 32 and of 16 tokens
+    assert merged["first_use"].tolist() == [[0, -1, 1500]]
     assert merged["window_tokens"][1] == 64
     windows = merged["window_counts"][1, :, 0]
     assert windows[:24].sum(0).tolist() == [1500, 0, 0]
     assert windows[24:35].sum(0).tolist() == [0, 0, 700]
     assert not windows[35:].any()
+
+
+def test_more_tokens_than_counts_hold_are_refused() -> None:
+    counts = counts_of(random_trace(0, passes=2))
+    counts["tokens"][:] = 2**31
+    with pytest.raises(OnnxMoeError, match="8589934592 tokens of a layer together, but a profile holds 4294967295"):
+        counts.merge(counts)
 
 
 def test_merging_other_sizes_is_refused() -> None:

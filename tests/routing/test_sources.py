@@ -73,6 +73,13 @@ turn,phase,step,layer,slot,expert,weight,residency,expert_bytes
     assert trace.weights[0] == 0.75
 
 
+def test_decoded_tokens_of_one_layer_are_calls_of_their_own(tmp_path: Path) -> None:
+    rows = "phase,step,layer,expert\nprefill,0,0,1\nprefill,1,0,2\ndecode,2,0,1\ndecode,3,0,0\n"
+    trace = read(tmp_path, "t.csv", rows)
+    assert trace.tokens_of_calls.tolist() == [2, 1, 1]
+    assert trace.phases.tolist() == [0, 1, 1]
+
+
 def test_csv_of_layers_and_experts_alone(tmp_path: Path) -> None:
     trace = read(tmp_path, "moe_trace.csv", "layer,expert\n0,3\n0,1\n2,0\n2,1\n0,2\n0,1\n", top_k=2, num_experts=9)
     assert (trace.num_experts, trace.top_k, trace.layer_names) == (9, 2, ("0", "2"))
