@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -248,11 +248,16 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise LibraryError(f"{path} does not load: {error}. Reinstall onnx-moe on this machine.") from error
-    for name, (result, arguments) in _SIGNATURES.items():
+    declare(loaded, _SIGNATURES)
+    return loaded
+
+
+def declare(loaded: ctypes.CDLL, signatures: Mapping[str, tuple[object, tuple[object, ...]]]) -> None:
+    """Declares functions of the library: name → (type of the result, types of the arguments)."""
+    for name, (result, arguments) in signatures.items():
         function = getattr(loaded, name)
         function.restype = result
         function.argtypes = arguments
-    return loaded
 
 
 def check(status: int) -> None:

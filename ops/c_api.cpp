@@ -1,10 +1,10 @@
 // The C API over the core: arguments in, exceptions to error texts, everything on the calling thread.
-#include <exception>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "c_api_guard.h"
 #include "core/accelerator.h"
 #include "core/dispatch.h"
 #include "core/error.h"
@@ -22,24 +22,6 @@ namespace onnx_moe {
 
 namespace {
 
-std::string& last_error() {
-  thread_local std::string message;
-  return message;
-}
-
-template <typename Body>
-int guarded(Body&& body) {
-  try {
-    last_error().clear();
-    body();
-    return 0;
-  } catch (const std::bad_alloc&) {
-    last_error() = "out of memory";
-  } catch (const std::exception& error) {
-    last_error() = error.what();
-  }
-  return 1;
-}
 
 ElementType element_type(int32_t type) {
   require(type == ONNX_MOE_FLOAT || type == ONNX_MOE_FLOAT16 || type == ONNX_MOE_BFLOAT16, "element type ", type,

@@ -13,6 +13,9 @@ from onnx_moe.cli.demo import demo
 from onnx_moe.cli.doctor import doctor
 from onnx_moe.cli.export import export
 from onnx_moe.cli.inspect import inspect
+from onnx_moe.cli.plan import plan
+from onnx_moe.cli.profile import profile
+from onnx_moe.cli.simulate import simulate
 from onnx_moe.errors import OnnxMoeError
 
 app = typer.Typer(
@@ -25,6 +28,9 @@ app.command()(export)
 app.command()(inspect)
 app.command()(doctor)
 app.command()(accuracy)
+app.command()(profile)
+app.command()(plan)
+app.command()(simulate)
 
 
 @app.callback()

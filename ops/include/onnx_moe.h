@@ -143,6 +143,50 @@ typedef struct onnx_moe_recorded_layer {
 ONNX_MOE_API int onnx_moe_recording_layer(const onnx_moe_recording* recording, int64_t layer,
                                           onnx_moe_recorded_layer* out);
 
+/* ---- profiles of routing -------------------------------------------------------------------------------------- */
+
+/* Counts of a fixed size over any number of calls. A sketch is for one thread at a time. */
+typedef struct onnx_moe_sketch onnx_moe_sketch;
+ONNX_MOE_API int onnx_moe_sketch_create(int64_t num_layers, int64_t num_experts, int64_t top_k, onnx_moe_sketch** out);
+ONNX_MOE_API void onnx_moe_sketch_free(onnx_moe_sketch* sketch);
+
+/* Calls of routers in the order of their execution. */
+typedef struct onnx_moe_traced_calls {
+  int64_t num_calls;
+  const int32_t* layers;      /* [num_calls] */
+  const uint8_t* phases;      /* [num_calls]: 0 prefill, 1 decode */
+  const int32_t* requests;    /* [num_calls] */
+  const int64_t* offsets;     /* [num_calls + 1] into the next two */
+  const int32_t* experts;     /* [tokens, top_k] of each call, best first */
+  const float* weights;       /* likewise, or NULL */
+  const float* probabilities; /* of all experts before top-k, [tokens of all calls, num_experts], or NULL */
+} onnx_moe_traced_calls;
+
+/* Adds calls. Where one of them cannot be (a layer, phase or expert out of range), it fails and adds none. */
+ONNX_MOE_API int onnx_moe_sketch_add(onnx_moe_sketch* sketch, const onnx_moe_traced_calls* calls);
+
+typedef enum onnx_moe_number { ONNX_MOE_INT64 = 0, ONNX_MOE_UINT32 = 1, ONNX_MOE_DOUBLE = 2 } onnx_moe_number;
+
+/* A column of counts, row by row, until the next call of onnx_moe_sketch_add. P = 2 phases, L layers, E experts.
+ *   calls, tokens [P, L]; requests [1] (2^20 at the most)
+ *   rank_counts [P, L, E, top_k]: how often an expert was the best, the second, ...
+ *   mass, mass_squares [P, L, E]: sums of its weights and of their squares
+ *   probability_tokens [P, L], probability_sums [P, L, E]: of the calls with probabilities
+ *   first_use [L, E]: the layer's token that chose it first, or -1
+ *   pairs [L, E, E]: tokens that chose both, the first (middle) before the second in their order of rank
+ *   transitions [L, E, E]: uses in a layer (last) after uses in the layer before (middle) by the same token; of the
+ *     first 4096 tokens of a call, as the next three. transition_tokens [L]
+ *   layer_shared, layer_tokens [L, L]: experts that a token chose under the same number in two layers (the first is
+ *     lower), and tokens that were compared: those of every eighth call
+ *   lag_shared, lag_tokens [P, L, 16]: experts that a token has in common with the one 1, 2, ... 16 before it
+ *   gaps [P, L, 32]: uses of an expert [2^b, 2^(b+1)) tokens of the layer after its last use
+ *   stack_distances [P, L E + 1]: lookups (distinct experts of a call) by the number of other experts, of all layers,
+ *     that were used since; the last: first uses. An LRU cache of c experts hits those below c.
+ *   window_tokens [P], window_counts, window_mass, window_probabilities [P, 64, L, E]: counts, mass and probabilities
+ *     by time, in windows of so many tokens of the layer (the last one is empty where there were no probabilities) */
+ONNX_MOE_API int onnx_moe_sketch_column(const onnx_moe_sketch* sketch, const char* name, const void** data,
+                                        int64_t* length, int32_t* number);
+
 /* ---- caching experts ---------------------------------------------------------------------------------------- */
 
 /* Which resident expert gives up its slot: the least recently used; the one with the least decayed frequency of use;
