@@ -25,7 +25,8 @@ void add(Frequencies& frequencies, int32_t expert, double value) {
 }
 
 std::vector<int32_t> best(Frequencies frequencies, int64_t most) {
-  std::stable_sort(frequencies.begin(), frequencies.end(), [](const auto& a, const auto& b) { return a.value > b.value; });
+  std::stable_sort(frequencies.begin(), frequencies.end(),
+                   [](const auto& a, const auto& b) { return a.value > b.value; });
   std::vector<int32_t> experts;
   for (const RoutingHistory::Frequency& each : frequencies) {
     if (static_cast<int64_t>(experts.size()) == most) break;
