@@ -218,9 +218,10 @@ void ResidencyEngine::read_ahead(int64_t layer, const std::vector<int64_t>& keys
   const std::vector<int32_t>& choice = next_gate_choice_[next];
   const RoutedCall call{layer, experts.data(), static_cast<int64_t>(experts.size()), choice.data(),
                         static_cast<int64_t>(choice.size())};
-  speculation_->observe(call, kWiden * experts_.layers[next].top_k, *residents_, ahead_);
+  const int64_t likely = std::max(experts_.layers[next].top_k, call.count);
+  const std::vector<int64_t> wanted = speculation_->observe(call, kWiden * likely, *residents_);
   next_gate_choice_[next].clear();
-  for (const int64_t key : ahead_) {
+  for (const int64_t key : wanted) {
     const std::optional<int64_t> place = free_place(bank_.size() + kMostStaging, counts_.speculative);
     if (!place) return;
     try {

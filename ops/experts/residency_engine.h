@@ -135,7 +135,6 @@ class ResidencyEngine {
   std::unique_ptr<UseCounters> counters_;
   std::unique_ptr<Speculation> speculation_;            // null without prefetching
   std::vector<std::vector<int32_t>> next_gate_choice_;  // by the layer that it is for
-  std::vector<int64_t> ahead_;                          // scratch
   std::vector<Place> places_;
   std::unique_ptr<SlotArena> slots_;
   ResidencyStatistics statistics_;

@@ -61,7 +61,11 @@ std::string ResidencyStatistics::to_json() const {
   int64_t prefetching = 0;
   for (const LayerResidency& layer : layers) {
     JsonObject object;
-    object.add("node", layer.node).add("hits", layer.hits).add("misses", layer.misses).add("resident", layer.resident);
+    object.add("node", layer.node)
+        .add("expert_bytes", layer.expert_bytes)
+        .add("hits", layer.hits)
+        .add("misses", layer.misses)
+        .add("resident", layer.resident);
     if (!prefetch_signal.empty()) {
       JsonObject ahead;
       ahead.add("on", layer.prefetching);

@@ -11,6 +11,7 @@ namespace onnx_moe {
 
 struct LayerResidency {
   std::string node;
+  int64_t expert_bytes = 0;  // of one
   int64_t hits = 0;
   int64_t misses = 0;
   int64_t resident = 0;

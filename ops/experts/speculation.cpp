@@ -43,39 +43,50 @@ void PrefetchGovernor::judge(bool useful) {
 Speculation::Speculation(std::unique_ptr<PrefetchSignal> signal, const ExpertBank& bank, double least_useful)
     : bank_(bank),
       signal_(std::move(signal)),
-      layers_(static_cast<size_t>(bank.layers), Layer{PrefetchGovernor(least_useful), {}, {}, {}, {}}) {}
+      layers_(static_cast<size_t>(bank.layers),
+              Layer{{PrefetchGovernor(least_useful), PrefetchGovernor(least_useful)}, {}, {}, {}, {}}) {}
 
 std::vector<Speculation::Entry> Speculation::judge(int64_t layer, const std::vector<int64_t>& keys) {
   Layer& called = layers_[static_cast<size_t>(layer)];
   if (!called.predicted.empty()) called.counts.used += static_cast<int64_t>(keys.size());
   for (const int64_t key : called.predicted) called.counts.correct += is_among(keys, key);
-  for (const int64_t key : called.candidates) {
-    const bool useful = is_among(keys, key);
+  for (const Candidate& candidate : called.candidates) {
+    const bool useful = is_among(keys, candidate.key);
     ++called.counts.candidates;
     called.counts.useful += useful;
-    called.governor.judge(useful);
+    called.governors[candidate.half].judge(useful);
   }
   called.predicted.clear();
   called.candidates.clear();
   return std::exchange(called.entries, {});
 }
 
-void Speculation::observe(const RoutedCall& call, int64_t most, const ResidentSet& residents,
-                          std::vector<int64_t>& keys) {
-  keys.clear();
+std::vector<int64_t> Speculation::observe(const RoutedCall& call, int64_t most, const ResidentSet& residents) {
   signal_->routed(call);
   const int64_t layer = (call.layer + 1) % bank_.layers;
   Layer& next = layers_[static_cast<size_t>(layer)];
-  if (!next.predicted.empty()) return;  // of another call, which runs at the same time
+  if (!next.predicted.empty()) return {};  // for another call, which runs at the same time
   signal_->predict(layer, most, prediction_);
-  for (const int32_t expert : prediction_) {
-    const int64_t key = bank_.key(layer, expert);
-    next.predicted.push_back(key);
-    const bool read = static_cast<int64_t>(next.candidates.size()) < kMostReads && !residents.contains(key);
-    if (read) next.candidates.push_back(key);
-  }
+  for (const int32_t expert : prediction_) next.predicted.push_back(bank_.key(layer, expert));
   next.counts.predicted += static_cast<int64_t>(next.predicted.size());
-  if (next.governor.on()) keys = next.candidates;
+  propose(next, most, residents);
+  std::vector<int64_t> keys;
+  for (const Candidate& candidate : next.candidates) {
+    const bool read = next.governors[candidate.half].on() && static_cast<int64_t>(keys.size()) < kMostReads;
+    if (read) keys.push_back(candidate.key);
+  }
+  return keys;
+}
+
+void Speculation::propose(Layer& layer, int64_t most, const ResidentSet& residents) {
+  int64_t proposed[2] = {};
+  for (size_t rank = 0; rank < layer.predicted.size(); ++rank) {
+    const int64_t key = layer.predicted[rank];
+    const size_t half = static_cast<int64_t>(rank) < (most + 1) / 2 ? 0 : 1;
+    if (residents.contains(key) || proposed[half] == kMostReads) continue;
+    ++proposed[half];
+    layer.candidates.push_back({key, half});
+  }
 }
 
 void Speculation::put(const Entry& entry) {

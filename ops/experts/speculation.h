@@ -5,6 +5,7 @@
 // exactly what it would without prefetching.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -50,7 +51,7 @@ class PrefetchGovernor {
 
 class Speculation {
  public:
-  // Reads for one call of a layer, at most.
+  // Reads for one call of a layer, at most; candidates likewise, in either half of a prediction.
   static constexpr int64_t kMostReads = 2;
 
   Speculation(std::unique_ptr<PrefetchSignal> signal, const ExpertBank& bank, double least_useful);
@@ -65,23 +66,33 @@ class Speculation {
   // from now on.
   std::vector<Entry> judge(int64_t layer, const std::vector<int64_t>& keys);
 
-  // The same call, or none of its kind when it is no decoding: what to read for the next layer, the likeliest first.
-  // Those that are read are put() in.
-  void observe(const RoutedCall& call, int64_t most, const ResidentSet& residents, std::vector<int64_t>& keys);
+  // The same call: predicts `most` experts, twice as many as it will use, of the next layer. Returns what to read, the
+  // likeliest first; what is read is put() in.
+  std::vector<int64_t> observe(const RoutedCall& call, int64_t most, const ResidentSet& residents);
   void put(const Entry& entry);
 
   PrefetchCounts& counts(int64_t layer) { return layers_[static_cast<size_t>(layer)].counts; }
   const PrefetchCounts& counts(int64_t layer) const { return layers_[static_cast<size_t>(layer)].counts; }
-  bool on(int64_t layer) const { return layers_[static_cast<size_t>(layer)].governor.on(); }
+  bool on(int64_t layer) const {
+    const Layer& of = layers_[static_cast<size_t>(layer)];
+    return of.governors[0].on() || of.governors[1].on();
+  }
 
  private:
+  struct Candidate {
+    int64_t key;
+    size_t half;
+  };
   struct Layer {
-    PrefetchGovernor governor;
+    // Of the likelier half of a prediction, as many as a call uses, and of the other: they err differently.
+    std::array<PrefetchGovernor, 2> governors;
     PrefetchCounts counts;
-    std::vector<int64_t> predicted;   // keys, of the next call
-    std::vector<int64_t> candidates;  // likewise
+    std::vector<int64_t> predicted;     // keys, of the next call
+    std::vector<Candidate> candidates;  // likewise
     std::vector<Entry> entries;
   };
+
+  void propose(Layer& layer, int64_t most, const ResidentSet& residents);
 
   ExpertBank bank_;
   std::unique_ptr<PrefetchSignal> signal_;

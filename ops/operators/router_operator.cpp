@@ -46,6 +46,7 @@ RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, c
       trace_(info) {
   const Sizes sizes = check_shapes(declared_shapes(info, definition), info.input_shape(kGateWeight).has_value());
   if (sizes.num_experts != kUnknown) validate(attributes_, sizes.num_experts);
+  next_gate_ = NextGate(info, kNextGateWeight, attributes_.top_k);
   placement_ = Placement(info, definition, unsupported_router(attributes_, sizes.num_experts));
 }
 

@@ -31,8 +31,9 @@ class Stack:
     fused: bool = True
     #: Routers that know the next one's matrix.
     next_gates: bool = False
-    #: Every layer works on the model's input, so that the next layer's gate sees what it will see.
-    parallel: bool = False
+    #: Every layer works on the values of the model's input, so that the next layer's gate sees what it will see.
+    #: (Each still waits for the one before it.)
+    same_input: bool = False
     seed: int = 0
 
 
@@ -50,11 +51,10 @@ def _layer(stack: Stack, index: int, rng: np.random.Generator) -> tuple[list[onn
     gate_up, down = (
         [f"{name}.{projection}.weights", f"{name}.{projection}.scales"] for projection in ("gate_up", "down")
     )
-    router_input = "layer0.in" if stack.parallel else hidden
     next_gate = f"layer{index + 1}.gate" if stack.next_gates and index + 1 < stack.layers else ""
     router = helper.make_node(
         "MoERouter",
-        [router_input, f"{name}.gate", "", "", "" if stack.fused else next_gate],
+        [hidden, f"{name}.gate", "", "", "" if stack.fused else next_gate],
         [ids, weights],
         name=f"{name}.router",
         domain=DOMAIN,
@@ -65,7 +65,7 @@ def _layer(stack: Stack, index: int, rng: np.random.Generator) -> tuple[list[onn
         experts = [
             helper.make_node(
                 "MoEBlockFP4",
-                [router_input, f"{name}.gate", "", "", *gate_up, "", "", *down, "", "", next_gate],
+                [hidden, f"{name}.gate", "", "", *gate_up, "", "", *down, "", "", next_gate],
                 [f"{name}.y"],
                 name=f"{name}.block",
                 domain=DOMAIN,
@@ -77,7 +77,7 @@ def _layer(stack: Stack, index: int, rng: np.random.Generator) -> tuple[list[onn
         experts = [
             helper.make_node(
                 "MoEExpertGemmFP4",
-                [router_input, ids, *gate_up],
+                [hidden, ids, *gate_up],
                 [f"{name}.h"],
                 name=f"{name}.gate_up",
                 domain=DOMAIN,
@@ -91,8 +91,12 @@ def _layer(stack: Stack, index: int, rng: np.random.Generator) -> tuple[list[onn
                 domain=DOMAIN,
             ),
         ]
+    following = f"layer{index + 1}.in"
+    if stack.same_input:
+        zero = helper.make_node("Sub", [f"{name}.y", f"{name}.y"], [out])
+        return [router, *experts, zero, helper.make_node("Add", [hidden, out], [following])], tensors
     residual = helper.make_node("Add", [hidden, f"{name}.y"], [out])
-    normal = helper.make_node("LpNormalization", [out], [f"layer{index + 1}.in"], axis=-1)
+    normal = helper.make_node("LpNormalization", [out], [following], axis=-1)
     return [router, *experts, residual, normal], tensors
 
 
