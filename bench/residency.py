@@ -47,7 +47,7 @@ EXPERT_BYTES = sum(rows * columns for rows, columns in PARTS.values())
 
 @dataclass(frozen=True)
 class Measurement:
-    """One session's decoding; resident_growth: bytes of anonymous memory above those before it."""
+    """One session's decoding; resident_growth: most bytes of anonymous memory above those before it."""
 
     tokens_per_second: float
     statistics: dict[str, Any]
@@ -226,12 +226,15 @@ def _decode(path: Path, entries: dict[str, str], tokens: int, threads: int) -> M
     random = np.random.default_rng(1)
     hidden = random.standard_normal((1, HIDDEN))
 
+    peak = 0
+
     def decode() -> None:
-        nonlocal hidden
+        nonlocal hidden, peak
         for _ in range(tokens):
             hidden = 0.8 * hidden + 0.6 * random.standard_normal((1, HIDDEN))
             unit = (hidden / np.linalg.norm(hidden)).astype(np.float32)
             session.run(None, {"0.in": unit})
+            peak = max(peak, _anonymous_bytes())
 
     decode()
     warm = engine(session).statistics()
@@ -242,7 +245,7 @@ def _decode(path: Path, entries: dict[str, str], tokens: int, threads: int) -> M
     counters = {name: after[name] - warm[name] if _is_counter(name) else after[name] for name in after}
     ahead, before_ahead = after.get("prefetch", {}), warm.get("prefetch", {})
     counters["prefetch"] = {name: ahead.get(name, 0) - before_ahead.get(name, 0) for name in _AHEAD}
-    return Measurement(tokens / seconds, counters, tokens, _anonymous_bytes() - before)
+    return Measurement(tokens / seconds, counters, tokens, peak - before)
 
 
 #: Counters of reading ahead.
