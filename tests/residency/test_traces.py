@@ -18,7 +18,7 @@ from onnx_moe.routing import CacheSetup, simulate_cache
 from tests.residency.model import session
 from tests.residency.traces import Routing, as_trace, draw
 
-ROWS = COLUMNS = 32
+COLUMNS = 32
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -55,13 +55,13 @@ def test_no_policy_beats_beladys_and_decayed_lfu_is_no_worse_than_lru(seed: int)
     assert rates[0.25, "lru"] > 0.5  # the cache is of use, so that the comparison says something
 
 
-def save_follower(routing: Routing, folder: Path) -> Path:
+def save_follower(routing: Routing, folder: Path, rows: int = COLUMNS, columns: int = COLUMNS) -> Path:
     """A model whose layers use the experts that its inputs "ids0", "ids1", … say."""
     rng = np.random.default_rng(0)
     nodes, tensors = [], []
     for layer in range(routing.layers):
-        codes = rng.integers(0, 256, (routing.experts, ROWS, COLUMNS // 2), dtype=np.uint8)
-        scales = rng.integers(118, 122, (routing.experts, ROWS, 1), dtype=np.uint8)
+        codes = rng.integers(0, 256, (routing.experts, rows, columns // 2), dtype=np.uint8)
+        scales = rng.integers(118, 122, (routing.experts, rows, columns // 32), dtype=np.uint8)
         names = [f"codes{layer}", f"scales{layer}"]
         tensors += [numpy_helper.from_array(array, name) for array, name in zip((codes, scales), names, strict=True)]
         # Each waits for the one before it, so that they run in order.
@@ -73,7 +73,7 @@ def save_follower(routing: Routing, folder: Path) -> Path:
         nodes += [product, mean]
     tensors.append(numpy_helper.from_array(np.array([1]), "axis"))
     value = helper.make_tensor_value_info
-    inputs = [value("hidden0", TensorProto.FLOAT, ["tokens", COLUMNS])]
+    inputs = [value("hidden0", TensorProto.FLOAT, ["tokens", columns])]
     inputs += [value(f"ids{layer}", TensorProto.INT32, ["tokens", routing.top_k]) for layer in range(routing.layers)]
     outputs = [value(f"hidden{routing.layers}", TensorProto.FLOAT, None)]
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, VERSION)]
@@ -99,7 +99,7 @@ def follower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def follow(path: Path, ids: NDArray[np.int32], **entries: object) -> tuple[list[bytes], dict[str, Any]]:
     live = session(path, **entries)
-    hidden = np.ones((1, COLUMNS), np.float32)
+    hidden = np.ones((1, live.get_inputs()[0].shape[1]), np.float32)
     outputs = []
     for token in ids:
         feeds = {f"ids{layer}": of_layer[None] for layer, of_layer in enumerate(token)}
