@@ -7,14 +7,6 @@
 
 namespace onnx_moe {
 
-namespace {
-
-// Predictions go a little beyond what a token uses: the next best are wrong more often than not, and cost nothing while
-// they are resident.
-constexpr int64_t kWiden = 2;
-
-}  // namespace
-
 bool ResidencyEngine::asks_next_gate() {
   return options_.prefetch == PrefetchSignalKind::kNextGate && mode() == ResidencyMode::kPool;
 }
@@ -77,7 +69,7 @@ void ResidencyEngine::read_ahead(int64_t layer, const std::vector<int64_t>& keys
   const RoutedCall call{layer, experts.data(), static_cast<int64_t>(experts.size()), choice.data(),
                         static_cast<int64_t>(choice.size())};
   const int64_t likely = std::max(experts_.layers[next].top_k, call.count);
-  const std::vector<int64_t> wanted = speculation_->observe(call, kWiden * likely, *residents_);
+  const std::vector<int64_t> wanted = speculation_->observe(call, likely, *residents_);
   next_gate_choice_[next].clear();
   for (const int64_t key : wanted) {
     const std::optional<int64_t> place = free_place(bank_.size() + kMostStaging, counts_.speculative);
