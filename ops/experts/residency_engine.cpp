@@ -189,6 +189,7 @@ ResidencyStatistics ResidencyEngine::statistics() const {
   const bool decided = !statistics.layers.empty();
   statistics.mode = name_of(decided ? plan_.mode : options_.mode);
   statistics.reason = decided ? plan_.reason : "the first run decides";
+  statistics.unused = plan_.unused;
   statistics.expert_bytes = experts_.bytes();
   if (!residents_) return statistics;
   statistics.policy = name_of(options_.policy);
