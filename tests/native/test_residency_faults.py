@@ -7,7 +7,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.native.drivers import build_driver
+import pytest
+
+from tests.native.drivers import build_driver, build_objects
+
+CORE = ["core/activation.cpp", "core/expert_gemm.cpp", "core/expert_tiles.cpp", "core/fp4.cpp", "kernels/reference.cpp"]
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return build_objects(tmp_path_factory.mktemp("objects"), CORE)
 
 
 def run(program: Path, folder: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
@@ -19,8 +28,8 @@ def run(program: Path, folder: Path) -> tuple[dict[str, str], list[dict[str, Any
     return dict(line.split(": ", 1) for line in lines if not line.startswith("{")), statistics
 
 
-def test_every_fault_is_one_error_and_the_session_goes_on(tmp_path: Path) -> None:
-    happened, (statistics, ahead) = run(build_driver("residency_faults_driver", tmp_path), tmp_path)
+def test_every_fault_is_one_error_and_the_session_goes_on(objects: list[Path], tmp_path: Path) -> None:
+    happened, (statistics, ahead) = run(build_driver("residency_faults_driver", tmp_path, objects=objects), tmp_path)
     where = f"expert {{}} of layer 1 could not be loaded: reading {tmp_path}/experts.data at offset "
     for name, expert in (("EIO", 1), ("early end", 4)):
         assert happened[name].startswith((where.format(expert), where.format(5)))
@@ -38,9 +47,8 @@ def test_every_fault_is_one_error_and_the_session_goes_on(tmp_path: Path) -> Non
     assert statistics["failed_loads"] == 2  # expert 5 was there by then
 
 
-def test_poisoned_slots(tmp_path: Path) -> None:
-    core = ["core/activation.cpp", "core/expert_gemm.cpp", "core/expert_tiles.cpp", "core/fp4.cpp"]
-    program = build_driver("residency_poison_driver", tmp_path, more_sources=[*core, "kernels/reference.cpp"])
+def test_poisoned_slots(objects: list[Path], tmp_path: Path) -> None:
+    program = build_driver("residency_poison_driver", tmp_path, objects=objects)
     happened, (statistics,) = run(program, tmp_path)
     assert happened == {"poison after release": "same", "poison under lease": "other"}
     assert min(statistics[counter] for counter in ("evictions", "bypassed", "hits")) > 0
