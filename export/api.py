@@ -24,6 +24,7 @@ from onnx_moe.export.finish import add_metadata, prepare_folder, save, tidy
 from onnx_moe.export.patching import in_float32
 from onnx_moe.export.routers import RouterMatch
 from onnx_moe.export.translation import translation_table
+from onnx_moe.next_gates import add_next_gates
 from onnx_moe.operators import EXPERT_GEMM, validate_attributes
 
 logger = logging.getLogger("onnx_moe")
@@ -86,6 +87,7 @@ def export(
     output_names: Sequence[str] | None = None,
     fold_shared_experts: bool = True,
     router_logits: bool = False,
+    next_gates: bool = True,
     functions: bool = True,
     calibrate: str | os.PathLike[str] | Sequence[Sequence[Any]] | None = None,
     opset: int = DEFAULT_OPSET,
@@ -106,6 +108,7 @@ def export(
     products of their own; False leaves them in the module's precision.
     router_logits: makes the logits [..., E] of each router an output too, "<module>.router_logits", of which
     `onnx_moe.dispatch.compute_load_balancing_loss` and the like can be computed from a run.
+    next_gates: tell each router of the next one's matrix (`onnx_moe.add_next_gates`): for onnx_moe.prefetch=next-gate.
     functions: carry portable bodies, so that the file also runs without the plugin.
     calibrate: a text file (for a language model loaded with from_pretrained) or positional inputs, one tuple a call:
     experts are then quantised for the tokens that it sends to them, as GPTQ does, instead of `scale`'s rule.
@@ -139,6 +142,8 @@ def export(
             tell("tracing the module")
             model = _trace(target, example, opset)
             tidy(model, router_logits)
+            if next_gates:
+                add_next_gates(model)
             notes = {"version": version("onnx-moe"), "format": format, "scale": scale, "torch": torch.__version__}
             notes |= {"calibration": "second-order"} if calibrated else {}
             notes |= {"source": str(module.name_or_path)} if getattr(module, "name_or_path", "") else {}

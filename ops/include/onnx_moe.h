@@ -240,6 +240,9 @@ ONNX_MOE_API int onnx_moe_residency(const char* session, const char** json);
 /* Another budget for the session's expert cache, as its entry onnx_moe.cache_bytes would say it. */
 ONNX_MOE_API int onnx_moe_set_cache_bytes(const char* session, const char* budget);
 
+/* Writes how much the session has used each expert: a file for another session's entry onnx_moe.counters. */
+ONNX_MOE_API int onnx_moe_save_counters(const char* session, const char* path);
+
 /* ---- devices ------------------------------------------------------------------------------------------------ */
 
 /* The GPU that onnx_moe.device = metal would use, for people; NULL when there is none, and onnx_moe_last_error() says
