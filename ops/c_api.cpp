@@ -1,11 +1,11 @@
 // The C API over the core: arguments in, exceptions to error texts, everything on the calling thread.
 #include <cstdlib>
-#include <exception>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "api_guard.h"
 #include "core/accelerator.h"
 #include "core/dispatch.h"
 #include "core/error.h"
@@ -21,25 +21,6 @@
 namespace onnx_moe {
 
 namespace {
-
-std::string& last_error() {
-  thread_local std::string message;
-  return message;
-}
-
-template <typename Body>
-int guarded(Body&& body) {
-  try {
-    last_error().clear();
-    body();
-    return 0;
-  } catch (const std::bad_alloc&) {
-    last_error() = "out of memory";
-  } catch (const std::exception& error) {
-    last_error() = error.what();
-  }
-  return 1;
-}
 
 class SerialHost final : public Host {
  public:

@@ -186,6 +186,45 @@ ONNX_MOE_API int onnx_moe_residency(const char* session, const char** json);
 /* Another budget for the session's expert cache, as its entry onnx_moe.cache_bytes would say it. */
 ONNX_MOE_API int onnx_moe_set_cache_bytes(const char* session, const char* budget);
 
+/* ---- caches of the caller's objects --------------------------------------------------------------------------- */
+
+/* Bookkeeping for a cache whose objects (arrays of experts, whole or in parts) the caller keeps: sizes, order of
+ * leaving and leases, by the policies that the operators' own cache has. The caller drops the objects whose numbers an
+ * insertion or a new budget returns. */
+typedef struct onnx_moe_object_cache onnx_moe_object_cache;
+
+/* policy: ONNX_MOE_LRU, or ONNX_MOE_DECAYED_LFU with a decay as in onnx_moe_cache_setup. */
+ONNX_MOE_API int onnx_moe_object_cache_create(int64_t num_layers, int64_t num_experts, int64_t budget_bytes,
+                                              int32_t policy, double decay, onnx_moe_object_cache** out);
+ONNX_MOE_API void onnx_moe_object_cache_free(onnx_moe_object_cache* cache);
+
+/* A call of `layer` chose these experts, repetitions allowed: what decayed LFU learns from. */
+ONNX_MOE_API int onnx_moe_object_cache_visit(onnx_moe_object_cache* cache, int64_t layer, const int32_t* experts,
+                                             int64_t count);
+
+/* Numbers of objects, until the calling thread's next call of a function that takes such a list. */
+typedef struct onnx_moe_objects {
+  int64_t count;
+  const int64_t* numbers;
+} onnx_moe_objects;
+
+/* Takes in an object of an expert: `object` is its number, or -1 when it is larger than the budget less what is leased;
+ * then nothing leaves. A number is free for others once its object has left. */
+ONNX_MOE_API int onnx_moe_object_cache_insert(onnx_moe_object_cache* cache, int64_t layer, int64_t expert,
+                                              int64_t bytes, int64_t* object, onnx_moe_objects* evicted);
+
+/* Makes an object the most recently used one; keeps it from leaving, as often as it is released again; takes it out. */
+ONNX_MOE_API int onnx_moe_object_cache_use(onnx_moe_object_cache* cache, int64_t object);
+ONNX_MOE_API int onnx_moe_object_cache_lease(onnx_moe_object_cache* cache, int64_t object);
+ONNX_MOE_API int onnx_moe_object_cache_release(onnx_moe_object_cache* cache, int64_t object);
+ONNX_MOE_API int onnx_moe_object_cache_erase(onnx_moe_object_cache* cache, int64_t object);
+
+ONNX_MOE_API int onnx_moe_object_cache_resize(onnx_moe_object_cache* cache, int64_t budget_bytes,
+                                              onnx_moe_objects* evicted);
+
+/* Bytes of all objects in the cache. */
+ONNX_MOE_API int64_t onnx_moe_object_cache_bytes(const onnx_moe_object_cache* cache);
+
 /* ---- devices ------------------------------------------------------------------------------------------------ */
 
 /* The GPU that onnx_moe.device = metal would use, for people; NULL when there is none, and onnx_moe_last_error() says
