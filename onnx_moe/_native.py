@@ -240,11 +240,16 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise LibraryError(f"{path} does not load: {error}. Reinstall onnx-moe on this machine.") from error
-    for name, (result, arguments) in _SIGNATURES.items():
+    declare(loaded, _SIGNATURES)
+    return loaded
+
+
+def declare(loaded: ctypes.CDLL, signatures: dict[str, tuple[object, tuple[object, ...]]]) -> None:
+    """Tells ctypes the results and arguments of functions."""
+    for name, (result, arguments) in signatures.items():
         function = getattr(loaded, name)
         function.restype = result
         function.argtypes = arguments
-    return loaded
 
 
 def check(status: int) -> None:
