@@ -30,9 +30,9 @@ class ExpertCache:
     """Tiles by (layer, expert, tile), within a budget; safe to use from any number of threads.
 
     The arrays are the caller's, of numpy, Torch or whatever has `nbytes`. Which of them leave, the plugin's own
-    policies decide: `policy` is "lru" or "decayed-lfu", which keeps tiles of experts that
-    `record_expert_activation` saw often (decay: of a use, for each later call of its layer). cache_size_mb: MiB, fractions too. prefetch_k: experts
-    that `get_prefetch_candidates` names. Raises InvalidInputError for sizes out of range.
+    policies decide: `policy` is "lru" or "decayed-lfu", which keeps tiles of experts that `record_expert_activation`
+    saw often (decay: of a use, for each later call of its layer). cache_size_mb: MiB, fractions too. prefetch_k:
+    experts that `get_prefetch_candidates` names. Raises InvalidInputError for sizes out of range.
 
     The experts of an ONNX Runtime session have a cache of their own, `engine`, which reads like this one.
     """
