@@ -9,11 +9,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from onnx_moe.cache.budgeted import BudgetedCache
 from onnx_moe.cache.ids import check_number, routing_rows
-from onnx_moe.cache.report import Occupancy, cache_report, layer_report, totals
-from onnx_moe.cache.sizes import MEBIBYTE, budget_bytes
 from onnx_moe.cache.statistics import LayerStats
-from onnx_moe.cache.store import Bank, ObjectStore
+from onnx_moe.cache.store import Bank
 from onnx_moe.cache.tiles import TileKey
 from onnx_moe.errors import InvalidInputError
 
@@ -26,7 +25,7 @@ PREFETCH_BATCH, PREFETCH_QUEUE = 8, 1024
 _CANDIDATE_RATE = 0.01
 
 
-class ExpertCache:
+class ExpertCache(BudgetedCache[TileKey]):
     """Tiles by (layer, expert, tile), within a budget; safe to use from any number of threads.
 
     The arrays are the caller's, of numpy, Torch or whatever has `nbytes`. Which of them leave, the plugin's own
@@ -36,6 +35,8 @@ class ExpertCache:
 
     The experts of an ONNX Runtime session have a cache of their own, `engine`, which reads like this one.
     """
+
+    _config = ("num_experts", "num_layers", "tile_shape", "enable_prefetch", "prefetch_k", "policy")
 
     def __init__(
         self,
@@ -53,14 +54,10 @@ class ExpertCache:
             if value < 1:
                 raise InvalidInputError(f"{name} is {value}, but must be at least 1.")
         self.num_experts = num_experts
-        self.num_layers = num_layers
-        self.cache_size_bytes = budget_bytes("cache_size_mb", cache_size_mb)
         self.tile_shape = tile_shape
         self.enable_prefetch = enable_prefetch
         self.prefetch_k = prefetch_k
-        self.policy = policy
-        bank = Bank(num_layers, num_experts, self._locate)
-        self._store: ObjectStore[TileKey] = ObjectStore(bank, self.cache_size_bytes, policy, decay)
+        super().__init__(Bank(num_layers, num_experts, self._locate), cache_size_mb, policy, decay)
         self._queue: deque[tuple[TileKey, Callable[[int], Array]]] = deque()
         self._queue_lock = threading.Lock()
 
@@ -160,42 +157,3 @@ class ExpertCache:
         with self._queue_lock:
             self._queue = deque(waiting for waiting in self._queue if not matches(waiting[0]))
         return self._store.discard(matches)
-
-    def resize(self, cache_size_mb: float) -> int:
-        """Another budget, in MiB; how many tiles left for it. Leased ones stay until their lease ends."""
-        self.cache_size_bytes = budget_bytes("cache_size_mb", cache_size_mb)
-        return self._store.resize(self.cache_size_bytes)
-
-    @property
-    def hit_rate(self) -> float:
-        """Hits / lookups, of all layers; 0 without lookups."""
-        return self._store.hit_rate
-
-    @property
-    def size_mb(self) -> float:
-        """MiB of the tiles in the cache."""
-        return self._store.nbytes / MEBIBYTE
-
-    @property
-    def num_entries(self) -> int:
-        """Tiles in the cache."""
-        return len(self._store)
-
-    def get_stats(self) -> dict[str, Any]:
-        """{"global", "memory", "config", "per_layer"}: counters, of all layers and of each by its number."""
-        layers, entries, nbytes = self._store.snapshot()
-        config = {
-            name: getattr(self, name)
-            for name in ("num_experts", "num_layers", "tile_shape", "enable_prefetch", "prefetch_k", "policy")
-        }
-        occupancy = Occupancy(entries, nbytes, self.cache_size_bytes)
-        return cache_report(
-            totals(layers), occupancy, config, {layer.layer_idx: layer_report(layer) for layer in layers}
-        )
-
-    def __repr__(self) -> str:
-        return (
-            f"ExpertCache(num_experts={self.num_experts}, num_layers={self.num_layers}, "
-            f"size={self.size_mb:.1f}/{self.cache_size_bytes / MEBIBYTE:g} MiB, entries={self.num_entries}, "
-            f"hit_rate={self.hit_rate:.1%})"
-        )

@@ -13,7 +13,7 @@ from typing import Any, Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_moe._native_experts import ObjectOrder
+from onnx_moe._native_objects import ObjectOrder
 from onnx_moe.cache.flights import Flight, Flights, Key
 from onnx_moe.cache.sizes import nbytes_of
 from onnx_moe.cache.statistics import LayerStats
