@@ -46,7 +46,7 @@ class CacheEngine:
     def resize(self, cache_size_mb: float) -> int:
         """`set_budget`, in MiB; how many experts left meanwhile, those that runs replaced included."""
         before = self.statistics()["evictions"]
-        self.set_budget(budget_bytes("cache_size_mb", cache_size_mb))
+        self.set_budget(budget_bytes("the cache's size", cache_size_mb))
         return int(self.statistics()["evictions"] - before)
 
     @property

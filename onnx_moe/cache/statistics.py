@@ -55,6 +55,7 @@ class LayerStats:
     joined: int = 0
     evictions: int = 0
     total_tokens: int = 0
+    total_batches: int = 0
 
     @property
     def hit_rate(self) -> float:
@@ -63,9 +64,11 @@ class LayerStats:
         return self.cache_hits / lookups if lookups else 0.0
 
     def get_expert_stats(self, expert_id: int) -> ExpertStats:
-        """The expert's statistics; those of a new one begin with the tokens that the layer has seen."""
+        """The expert's statistics; those of a new one begin as idle in the batches that the layer has seen."""
         if expert_id not in self.expert_stats:
-            self.expert_stats[expert_id] = ExpertStats(expert_id, total_tokens=self.total_tokens)
+            stats = ExpertStats(expert_id, total_tokens=self.total_tokens)
+            stats.recent_window.extend([0] * min(self.total_batches, RECENT_BATCHES))
+            self.expert_stats[expert_id] = stats
         return self.expert_stats[expert_id]
 
     def record_batch(self, counts: Mapping[int, int], tokens: int) -> None:
@@ -76,6 +79,7 @@ class LayerStats:
             stats.record_activation(counts.get(expert_id, 0))
             stats.record_batch(tokens)
         self.total_tokens += tokens
+        self.total_batches += 1
 
     def get_hot_experts(self, threshold: float = 0.1, top_k: int | None = None) -> list[int]:
         """Experts whose recent rate is at least `threshold`, hottest first, the lower id first of equals."""

@@ -44,7 +44,7 @@ class _Layer:
     history: RoutingHistory
     stats: PrefetchStats
     predicted: list[int] | None = None  # for the next call
-    loading: dict[int, int] | None = None  # experts that were submitted for the next call: their bytes, once known
+    loading: dict[int, int] | None = None  # for the next call: bytes of each expert, 0 until it is there
 
 
 class ExpertPrefetcher:
@@ -108,7 +108,6 @@ class ExpertPrefetcher:
         if layer.predicted is not None:
             layer.stats.record_prediction(layer.predicted, used)
         for expert, nbytes in (layer.loading or {}).items():
-            layer.stats.bytes_loaded += nbytes
             if expert not in used:
                 layer.stats.wasted += 1
                 layer.stats.bytes_wasted += nbytes
@@ -153,13 +152,13 @@ class ExpertPrefetcher:
         began = 0
         for expert in experts:
             with self._lock:
+                known = expert in loading
                 loading.setdefault(expert, 0)
             if self._loader.submit(layer_idx, expert, functools.partial(self._load, layer_idx, expert, loading)):
                 began += 1
-            else:
+            elif not known:  # it is there, or an earlier prediction's load
                 with self._lock:
-                    if loading[expert] == 0 and not self._loader.is_pending(layer_idx, expert):
-                        del loading[expert]
+                    del loading[expert]
         return began
 
     def _load(self, layer_idx: int, expert: int, loading: dict[int, int]) -> Any:
@@ -167,9 +166,11 @@ class ExpertPrefetcher:
         start = time.perf_counter()
         weights = self.load_fn(layer_idx, expert)
         milliseconds = 1e3 * (time.perf_counter() - start)
+        nbytes = nbytes_of(weights)
         with self._lock:
-            loading[expert] = nbytes_of(weights)
+            loading[expert] = nbytes
             if self.config.enable_stats:
+                self._layers[layer_idx].stats.bytes_loaded += nbytes
                 self._layers[layer_idx].stats.record_latency(milliseconds)
         return weights
 

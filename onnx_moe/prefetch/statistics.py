@@ -16,8 +16,8 @@ class PrefetchStats:
     """Counters of one layer.
 
     A prediction is correct when it names at least one expert that was used: a lenient measure. recall and precision say
-    more. Of the loads that predictions caused: timely ones had ended when their expert was used, late ones had not, and
-    wasted ones were for experts that the next call did not use.
+    more. Of the loads that a prediction caused: timely ones had ended when the next call used their expert, late ones
+    had not, and wasted ones were for experts that it did not use. bytes_wasted: of those of them that had ended.
     """
 
     layer_idx: int
