@@ -130,8 +130,8 @@ def _attention_weights(attention_pattern: Any, tokens: int) -> NDArray[np.float6
             f"attention_pattern has shape {list(pattern.shape)}, but the history holds {tokens} tokens: it must be "
             "[..., positions] with at least as many."
         )
-    weights = pattern.reshape(-1, pattern.shape[-1]).mean(0)[-tokens:]
+    weights: NDArray[np.float64] = pattern.reshape(-1, pattern.shape[-1]).mean(0)[-tokens:]
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise InvalidInputError("attention_pattern holds negative or non-finite weights: pass probabilities.")
-    largest = weights.max()
-    return weights / largest if largest > 0 else weights
+    weights /= max(weights.max(), np.finfo(np.float64).tiny)  # nobody attends to them: all 0
+    return weights
