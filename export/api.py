@@ -23,6 +23,7 @@ from onnx_moe.export.finish import add_metadata, prepare_folder, save, tidy
 from onnx_moe.export.patching import in_float32
 from onnx_moe.export.routers import RouterMatch
 from onnx_moe.export.translation import translation_table
+from onnx_moe.next_gates import add_next_gates
 from onnx_moe.operators import EXPERT_GEMM, validate_attributes
 
 logger = logging.getLogger("onnx_moe")
@@ -81,6 +82,7 @@ def export(
     output_names: Sequence[str] | None = None,
     fold_shared_experts: bool = True,
     router_logits: bool = False,
+    next_gates: bool = True,
     functions: bool = True,
     opset: int = DEFAULT_OPSET,
     progress: Callable[[str], None] | None = None,
@@ -100,6 +102,7 @@ def export(
     products of their own; False leaves them in the module's precision.
     router_logits: makes the logits [..., E] of each router an output too, "<module>.router_logits", of which
     `onnx_moe.dispatch.compute_load_balancing_loss` and the like can be computed from a run.
+    next_gates: tell each router of the next one's matrix (`onnx_moe.add_next_gates`), for onnx_moe.prefetch = next-gate.
     functions: carry portable bodies, so that the file also runs without the plugin.
     progress: called with a line before each step.
 
@@ -128,6 +131,8 @@ def export(
             tell("tracing the module")
             model = _trace(target, example, opset)
             tidy(model, router_logits)
+            if next_gates:
+                add_next_gates(model)
             notes = {"version": version("onnx-moe"), "format": format, "scale": scale, "torch": torch.__version__}
             add_metadata(model, notes)
             tell("writing the model")  # in here: the initializers are the module's tensors of this moment

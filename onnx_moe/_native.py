@@ -211,6 +211,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     ),
     "onnx_moe_residency": (ctypes.c_int, (ctypes.c_char_p, ctypes.POINTER(ctypes.c_char_p))),
     "onnx_moe_set_cache_bytes": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_char_p)),
+    "onnx_moe_save_counters": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_char_p)),
     "onnx_moe_router": (ctypes.c_int, (ctypes.POINTER(RouterArgs),)),
     "onnx_moe_expert_gemm": (ctypes.c_int, (ctypes.POINTER(ExpertGemmArgs),)),
 }

@@ -220,6 +220,10 @@ int onnx_moe_set_cache_bytes(const char* session, const char* budget) {
   return guarded([&] { onnx_moe::find_engine(session)->set_budget(budget); });
 }
 
+int onnx_moe_save_counters(const char* session, const char* path) {
+  return guarded([&] { onnx_moe::find_engine(session)->save_counters(path); });
+}
+
 int onnx_moe_router(const onnx_moe_router_args* args) {
   return guarded([&] {
     const onnx_moe::RouterAttributes attributes{args->top_k,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from typing import Any
 
 import onnxruntime
@@ -42,6 +43,14 @@ class CacheEngine:
         Raises OnnxMoeError below what one token needs, or when the session's mode is not pool.
         """
         _native.check(_native.library().onnx_moe_set_cache_bytes(self._name, str(budget).encode()))
+
+    def save_counters(self, path: str | os.PathLike[str]) -> None:
+        """Writes how much each expert was used, in ONNX Runtime's text format of expert counters.
+
+        A session with the entry onnx_moe.counters = `path` starts warm from it. Raises OnnxMoeError when the session's
+        mode is not pool, or when the file cannot be written.
+        """
+        _native.check(_native.library().onnx_moe_save_counters(self._name, os.fsencode(path)))
 
     def resize(self, cache_size_mb: float) -> int:
         """`set_budget`, in MiB; how many experts left meanwhile, those that runs replaced included."""

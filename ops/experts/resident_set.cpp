@@ -30,6 +30,11 @@ void ResidentSet::resize(int64_t capacity, int64_t layer_floor) {
   for (int64_t layer = 0; layer < bank_.layers; ++layer) place_layer(layer);
 }
 
+void ResidentSet::start_with(int64_t key, double uses) {
+  at(key).last_use = ++uses_;
+  policy_->start_with(key, uses);
+}
+
 void ResidentSet::begin_visit(int64_t layer) {
   policy_->visit(layer);
   place_layer(layer);

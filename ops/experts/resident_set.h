@@ -23,6 +23,9 @@ class ResidentSet {
   // capacity. Throws an Error otherwise.
   ResidentSet(const ExpertBank& bank, int64_t capacity, int64_t layer_floor, std::unique_ptr<CachePolicy> policy);
 
+  // Before the first visit, of keys without a slot, the least used first: as if `key` had been used so much.
+  void start_with(int64_t key, double uses);
+
   void begin_visit(int64_t layer);
   void use(int64_t key);
 

@@ -186,6 +186,9 @@ ONNX_MOE_API int onnx_moe_residency(const char* session, const char** json);
 /* Another budget for the session's expert cache, as its entry onnx_moe.cache_bytes would say it. */
 ONNX_MOE_API int onnx_moe_set_cache_bytes(const char* session, const char* budget);
 
+/* Writes how much the session has used each expert: a file for another session's entry onnx_moe.counters. */
+ONNX_MOE_API int onnx_moe_save_counters(const char* session, const char* path);
+
 /* ---- caches of the caller's objects --------------------------------------------------------------------------- */
 
 /* Bookkeeping for a cache whose objects (arrays of experts, whole or in parts) the caller keeps: sizes, order of
