@@ -34,9 +34,10 @@ class MoENode:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model's MoE nodes, and who would run them on this machine."""
+    """A model's MoE nodes, and who would run them on this machine. data_files: of its external data."""
 
     path: Path
+    data_files: tuple[Path, ...]
     nodes: tuple[MoENode, ...]
     has_bodies: bool
     nbytes: int
@@ -64,12 +65,13 @@ def inspect_model(path: str | Path) -> Inspection:
         model = ir.from_proto(onnx.load(path, load_external_data=False))
     except Exception as error:  # protobuf and onnx raise types of their own
         raise InvalidModelError(f"{path} is not an ONNX model: {error}") from error
-    data = sum(entry.stat().st_size for entry in _external_files(model, path.parent))
+    data_files = tuple(sorted(_external_files(model, path.parent)))
     return Inspection(
         path=path,
+        data_files=data_files,
         nodes=tuple(_moe_nodes(model)),
         has_bodies=any(domain == DOMAIN for domain, _, _ in model.functions),
-        nbytes=path.stat().st_size + data,
+        nbytes=path.stat().st_size + sum(entry.stat().st_size for entry in data_files),
     )
 
 

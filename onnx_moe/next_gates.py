@@ -36,7 +36,9 @@ def add_next_gates(model: ir.Model) -> int:
 
 def _pairs(routers: list[ir.Node]) -> Iterator[tuple[ir.Node, ir.Value]]:
     for node, following in itertools.pairwise(routers):
-        own, gate = (each.inputs[_GATE_WEIGHT] if len(each.inputs) > _GATE_WEIGHT else None for each in (node, following))
+        own, gate = (
+            each.inputs[_GATE_WEIGHT] if len(each.inputs) > _GATE_WEIGHT else None for each in (node, following)
+        )
         if own is None or gate is None or not gate.is_initializer():
             continue
         if own.shape is not None and gate.shape is not None and own.shape[1] == gate.shape[1]:

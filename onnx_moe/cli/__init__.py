@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from onnx_moe.cli.bench import bench
 from onnx_moe.cli.demo import demo
 from onnx_moe.cli.doctor import doctor
 from onnx_moe.cli.export import export
@@ -23,6 +24,7 @@ app.command()(demo)
 app.command()(export)
 app.command()(inspect)
 app.command()(doctor)
+app.add_typer(bench, name="bench")
 
 
 @app.callback()

@@ -64,9 +64,7 @@ def _(
     **attributes: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     options = router_attributes(attributes)
-    num_experts = check_router_inputs(
-        hidden_states, gate_weight, gate_bias, correction_bias, next_gate_weight, options
-    )
+    num_experts = check_router_inputs(hidden_states, gate_weight, gate_bias, correction_bias, next_gate_weight, options)
     rows = hidden_states.shape[:-1]
     slots = options.top_k + options.num_shared_experts
     return (
