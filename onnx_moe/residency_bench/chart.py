@@ -29,7 +29,7 @@ def check_matplotlib() -> None:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Writes a chart of tokens a second, hit rate, bytes and stall by budget. Raises OnnxMoeError without matplotlib."""
+    """Writes a chart of tokens a second, hit rate, bytes and stall by budget; OnnxMoeError without matplotlib."""
     check_matplotlib()
     from matplotlib import pyplot
 

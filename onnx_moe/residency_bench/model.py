@@ -93,8 +93,8 @@ def _text_model(name: str, path: Path, prompt: str, tokenizer: str) -> TextModel
     names = {value.name for value in onnx.load(path, load_external_data=False).graph.input}
     if not {"input_ids", "attention_mask", "past_key_values.0.key"} <= names:
         raise InvalidModelError(
-            f"{path} has the inputs {', '.join(sorted(names)[:6])} …: only a decoder with input_ids, attention_mask and "
-            "past_key_values.… writes text. Export a causal language model: onnx_moe.export(model, None, path)."
+            f"{path} has the inputs {', '.join(sorted(names)[:6])} …: only a decoder with input_ids, attention_mask "
+            "and past_key_values.… writes text. Export a causal language model: onnx_moe.export(model, None, path)."
         )
     ids, decode = _read_prompt(prompt, tokenizer)
     return TextModel(name, path, inspection.data_files, experts, ids, decode)
