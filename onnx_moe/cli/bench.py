@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -80,16 +81,22 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def _show(console: Console, report: Report) -> None:
-    table = Table(title=f"{report.model}: {report.run.tokens} tokens after {report.run.warm_up}")
+    table = Table(title=f"{report.model}: {report.run.tokens} tokens after {report.run.warm_up}", box=box.SIMPLE)
     for heading in ("budget", "policy", "prefetch"):
-        table.add_column(heading)
-    for heading in ("tokens/s", "hits", "Belady", "read/token", "stall/token", "reads ahead of use"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, no_wrap=True)
+    for heading in ("tokens/s", "hits", "Belady", "read", "stall", "of use"):
+        table.add_column(heading, justify="right", no_wrap=heading != "read")
     table.add_row("mapped", "", "", f"{report.mapped.tokens_per_second:.1f}", "", "", "", "", "", end_section=True)
     for number, measurement in enumerate(report.pooled, start=1):
         last = number % (len(report.sweep.policies) * len(report.sweep.prefetch)) == 0
         table.add_row(*_cells(measurement, report.belady.get(measurement.capacity)), end_section=last)
     console.print(table)
+    console.print(
+        "hits and Belady: % of lookups found in the cache, and at best; read and stall: of a token, bytes and ms; "
+        "of use: of the experts read ahead.",
+        style="dim",
+        highlight=False,
+    )
     console.print(f"Page cache: {report.page_cache}.", highlight=False)
     written = report.run.tokens + report.run.warm_up
     console.print(f"Every setting wrote the same {written} tokens, {report.distinct_tokens} of them distinct:")
@@ -105,15 +112,15 @@ def _cells(measurement: Measurement, belady: float | None) -> tuple[str, ...]:
     setting = measurement.setting
     names = (setting.budget or "", setting.policy, setting.prefetch)
     if measurement.refused:
-        return (*names, "refused:", measurement.refused, "", "", "", "")
-    ahead = measurement.prefetch
+        return (*names, "refused", "", "", measurement.refused, "", "")
+    ahead = measurement.read_ahead
     issued = ahead["timely"] + ahead["late"] + ahead["wasted"] if ahead else 0
     return (
         *names,
         f"{measurement.tokens_per_second:.1f}",
-        f"{100 * measurement.hit_rate:.1f} %",
-        "" if belady is None else f"{100 * belady:.1f} %",
+        f"{100 * measurement.hit_rate:.1f}",
+        "" if belady is None else f"{100 * belady:.1f}",
         megabytes(round(measurement.bytes_per_token)),
-        f"{measurement.stall_ms_per_token:.2f} ms",
-        f"{ahead['timely'] + ahead['late']} of {issued}" if ahead else "",
+        f"{measurement.stall_ms_per_token:.2f}",
+        f"{ahead['timely'] + ahead['late']}/{issued}" if ahead else "",
     )

@@ -14,7 +14,7 @@ _MARKERS = {"off": "o", "repeat": "s", "history": "D", "recency": "v", "cross-la
 _PANELS = {
     "tokens a second": lambda measurement: measurement.tokens_per_second,
     "hit rate, %": lambda measurement: 100 * measurement.hit_rate,
-    "MB read a token": lambda measurement: measurement.bytes_per_token / 1e6,
+    "kB read a token": lambda measurement: measurement.bytes_per_token / 1e3,
     "stall, ms a token": lambda measurement: measurement.stall_ms_per_token,
 }
 
@@ -48,8 +48,12 @@ def draw(report: Report, path: Path) -> None:
     for axis in axes.flat:
         handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"{report.model}: {report.run.tokens} greedy tokens, {report.run.threads} thread(s)")
-    figure.text(0.01, 0.005, f"Page cache: {report.page_cache}.", fontsize=7, color="#555555")
+    threads = f"{report.run.threads} thread{'s' if report.run.threads > 1 else ''}"
+    figure.suptitle(
+        f"{report.model}: {report.run.tokens} tokens of greedy text, {threads}, medians of {report.sweep.rounds}\n"
+        f"page cache: {report.page_cache}",
+        fontsize=10,
+    )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -80,12 +84,10 @@ def _style(report: Report, policy: str, prefetch: str) -> dict[str, Any]:
 
 def _draw_limits(report: Report, speed: Any, hits: Any) -> None:
     speed.axhline(report.mapped.tokens_per_second, color="black", linestyle=":", label="mapped: all in memory")
-    points = sorted(
-        {
-            (100 * _share(report, measurement), 100 * report.belady[measurement.capacity])
-            for measurement in report.pooled
-            if measurement.capacity in report.belady
-        }
-    )
-    if points:
-        hits.plot(*zip(*points, strict=True), color="black", linestyle="-.", label="Belady: no policy hits more")
+    bound: dict[float, float] = {}
+    for measurement in report.pooled:  # sessions that read ahead have fewer slots; the bound is that of all slots
+        if measurement.capacity in report.belady:
+            share = 100 * _share(report, measurement)
+            bound[share] = max(bound.get(share, 0.0), 100 * report.belady[measurement.capacity])
+    if bound:
+        hits.plot(bound.keys(), bound.values(), color="black", linestyle="-.", label="Belady: no policy hits more")

@@ -17,6 +17,7 @@ from onnx_moe.residency_bench.model import TextModel
 from onnx_moe.routing import RoutingTrace, record
 from onnx_moe.session import InferenceSession
 
+_FATAL = 4
 #: The engine's refusal of a budget that is too small names the entry and what it needs.
 _REFUSAL = "set onnx_moe.cache_bytes to at least "
 
@@ -28,6 +29,9 @@ class Setting:
     budget: str | None = None
     policy: str = ""
     prefetch: str = "off"
+
+    def __str__(self) -> str:
+        return "mapped" if self.budget is None else f"{self.budget}, {self.policy}, prefetch {self.prefetch}"
 
     def entries(self, direct_io: str) -> dict[str, str]:
         """Configuration entries of the session."""
@@ -56,7 +60,8 @@ class Run:
 class Measurement:
     """Of the tokens that count. cached_before: share of the model's data in the page cache when the session began.
 
-    A lookup is one distinct expert of one layer and token. refused: why the budget was; everything else is 0 then.
+    A lookup is one distinct expert of one layer and token. read_ahead: the engine's counters of prefetching, from the
+    session's beginning. refused: why the budget was; everything else is 0 then.
     """
 
     setting: Setting
@@ -70,7 +75,7 @@ class Measurement:
     capacity: int = 0
     direct_io: bool = False
     cached_before: float = 0.0
-    prefetch: dict[str, Any] | None = None
+    read_ahead: dict[str, Any] | None = None
     refused: str | None = None
 
     @property
@@ -128,6 +133,7 @@ def record_routing(model: TextModel, run: Run) -> RoutingTrace:
 def _session(model: TextModel, setting: Setting, run: Run, **more: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = run.threads
+    options.log_severity_level = _FATAL  # what fails is told by an exception, too
     for name, value in {**setting.entries(run.direct_io), **more}.items():
         options.add_session_config_entry(f"onnx_moe.{name}", value)
     return InferenceSession(model.path, options)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +21,7 @@ from onnx_moe.inspection import inspect_model
 #: The name of the trained model that comes with the package.
 TINY = "tiny-glm"
 
+_SMALL_BYTES = 1024
 _PROMPT = "import os\nimport sys\n\n\ndef "
 
 
@@ -43,9 +43,8 @@ def find_model(
 ) -> Iterator[TextModel]:
     """The decoder in the file `model`, or, for "tiny-glm", the trained one of this package, exported and fused.
 
-    prompt: text, or token ids with commas. tokenizer: a folder or name, as transformers takes it; without one, files of
-    the model's folder. Raises InvalidModelError for a file that is no decoder, InvalidInputError where text or
-    tokenizer is missing.
+    prompt: text, or token ids with commas. tokenizer: the folder of a tokenizer.json; without one, the model's.
+    Raises InvalidModelError for a file that is no decoder, InvalidInputError where text or tokenizer is missing.
     """
     if model == TINY:
         with tempfile.TemporaryDirectory(prefix="onnx-moe-bench-") as folder:
@@ -76,10 +75,11 @@ def _export_tiny(folder: Path, progress: Callable[[str], None]) -> tuple[Path, s
     with as_file(source) as model_folder:
         module = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16).eval()
         export(module, None, folder / "decoder.onnx", functions=False)
-    model = ir.from_proto(onnx.load(folder / "decoder.onnx", load_external_data=False))
+    model = ir.from_proto(onnx.load(folder / "decoder.onnx"))
     fuse(model)
     fused = folder / "fused.onnx"
-    onnx.save(ir.to_proto(model), fused)
+    # The exporter leaves small tensors in the model file, and all of a small model's scales are.
+    onnx.save(ir.to_proto(model), fused, save_as_external_data=True, location="fused.data", size_threshold=_SMALL_BYTES)
     return fused, str(source)
 
 
@@ -104,17 +104,17 @@ def _read_prompt(prompt: str, tokenizer: str) -> tuple[NDArray[np.int64], Callab
     parts = prompt.split(",")
     if all(part.strip().isdigit() for part in parts):
         return np.array([int(part) for part in parts], np.int64), lambda tokens: " ".join(map(str, tokens))
-    try:
-        from transformers import AutoTokenizer
-
-        loaded: Any = AutoTokenizer.from_pretrained(tokenizer)
-    except ImportError as error:
-        raise OnnxMoeError(f"a text needs transformers ({error}): pip install 'onnx-moe[torch]'") from error
-    except (OSError, ValueError) as error:
+    file = Path(tokenizer) / "tokenizer.json"
+    if not file.is_file():
         raise InvalidInputError(
-            f"{tokenizer} holds no tokenizer for the prompt: give --tokenizer FOLDER, or --prompt with token ids."
-        ) from error
-    ids = np.array(loaded(prompt)["input_ids"], np.int64)
+            f"{file} is not there to read the prompt: give --tokenizer FOLDER, or --prompt with token ids."
+        )
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise OnnxMoeError(f"a text needs tokenizers ({error}): pip install 'onnx-moe[torch]'") from error
+    loaded = Tokenizer.from_file(str(file))
+    ids = np.array(loaded.encode(prompt).ids, np.int64)
     if not len(ids):
         raise InvalidInputError("the prompt holds no token: give more text.")
     return ids, lambda tokens: str(loaded.decode(tokens))

@@ -93,7 +93,7 @@ def run_sweep(model: TextModel, sweep: Sweep, run: Run, progress: Callable[[str,
     results: dict[Setting, list[Measurement]] = {setting: [] for setting in settings}
     total = sweep.rounds * len(settings)
     for number, (_, setting) in enumerate(itertools.product(range(sweep.rounds), settings)):
-        progress(_in_words(setting), number, total)
+        progress(str(setting), number, total)
         results[setting].append(measure(model, setting, run))
     mapped, *pooled = (_median(measurements) for measurements in results.values())
     _check_text(mapped, pooled)
@@ -114,10 +114,6 @@ def run_sweep(model: TextModel, sweep: Sweep, run: Run, progress: Callable[[str,
     )
 
 
-def _in_words(setting: Setting) -> str:
-    return "mapped" if setting.budget is None else f"{setting.budget}, {setting.policy}, prefetch {setting.prefetch}"
-
-
 def _median(measurements: list[Measurement]) -> Measurement:
     """Times are medians; counts are the first round's, which the others repeat."""
     return dataclasses.replace(
@@ -132,6 +128,4 @@ def _median(measurements: list[Measurement]) -> Measurement:
 def _check_text(mapped: Measurement, pooled: list[Measurement]) -> None:
     for measurement in pooled:
         if not measurement.refused and measurement.written != mapped.written:
-            raise OnnxMoeError(
-                f"{_in_words(measurement.setting)} writes another text than the mapped model: please report this."
-            )
+            raise OnnxMoeError(f"{measurement.setting} writes another text than the mapped model: please report this.")
