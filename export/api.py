@@ -102,7 +102,7 @@ def export(
     products of their own; False leaves them in the module's precision.
     router_logits: makes the logits [..., E] of each router an output too, "<module>.router_logits", of which
     `onnx_moe.dispatch.compute_load_balancing_loss` and the like can be computed from a run.
-    next_gates: tell each router of the next one's matrix (`onnx_moe.add_next_gates`), for onnx_moe.prefetch = next-gate.
+    next_gates: tell each router of the next one's matrix (`onnx_moe.add_next_gates`): for onnx_moe.prefetch=next-gate.
     functions: carry portable bodies, so that the file also runs without the plugin.
     progress: called with a line before each step.
 

@@ -169,7 +169,9 @@ def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[[torch.Tensor],
         # By name and at run time, so that the trace sees the module's own parameters.
         weight, bias, correction = (getattr(module, name) if name else None for name in match.tensors)
         correction = None if correction is None else correction.float()
-        ids, weights, logits = torch.ops.onnx_moe.router(rows, weight, bias, correction, None, **match.attributes, **shared)
+        ids, weights, logits = torch.ops.onnx_moe.router(
+            rows, weight, bias, correction, None, **match.attributes, **shared
+        )
         values = {"ids": ids, "weights": weights, "logits": logits}
         if "own" not in match.output:
             return tuple(values[name] for name in match.output)

@@ -14,8 +14,8 @@ from onnx_moe.operators import DOMAIN, ROUTER, load_operators, register_schemas,
 
 ROUTER_SCHEMA = (
     "onnx_moe::router(Tensor hidden_states, Tensor? gate_weight, Tensor? gate_bias, Tensor? correction_bias, "
-    'Tensor? next_gate_weight, *, int top_k, str scoring="softmax", int normalize=0, float norm_epsilon=0., float norm_min=0., '
-    "float scaling_factor=1., int num_groups=1, int top_k_groups=1, "
+    'Tensor? next_gate_weight, *, int top_k, str scoring="softmax", int normalize=0, float norm_epsilon=0., '
+    "float norm_min=0., float scaling_factor=1., int num_groups=1, int top_k_groups=1, "
     'str group_scoring="max", int num_shared_experts=0) -> (Tensor, Tensor, Tensor)'
 )
 EXPERT_GEMM_SCHEMA = (

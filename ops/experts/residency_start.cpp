@@ -49,7 +49,8 @@ void ResidencyEngine::start() {
   if (plan.mode == ResidencyMode::kPageCache) populator_ = std::make_unique<PagePopulator>();
   plan_ = plan;
   process_ = ::getpid();
-  for (const ExpertLayer& layer : experts_.layers) statistics_.layers.push_back({layer.node, layer.expert_bytes(), 0, 0, 0, false, {}});
+  for (const ExpertLayer& layer : experts_.layers)
+    statistics_.layers.push_back({layer.node, layer.expert_bytes(), 0, 0, 0, false, {}});
   if (decided_) decided_(plan_);
 }
 

@@ -115,15 +115,6 @@ MISUSES = {
     "next_gate_weight of another H": router(
         "next_gate_weight", "[9, 31]", "32", change=lambda _: {"next_gate_weight": np.ones((9, 31), np.float32)}
     ),
-    "next_gate_weight beside logits": router(
-        "next_gate_weight",
-        "without gate_weight",
-        change=lambda inputs: {
-            "hidden_states": inputs["hidden_states"][:, :8],
-            "gate_weight": None,
-            "next_gate_weight": np.ones((9, 8), np.float32),
-        },
-    ),
 }
 
 

@@ -79,11 +79,8 @@ def test_a_warm_session_misses_less_and_computes_the_same(
 
 def test_pinned_experts_are_hits_to_the_end(stack: Path, counters: Path) -> None:
     hottest = max(records(counters), key=lambda key: records(counters)[key])
-    pinned = session(
-        stack, residency="pool", cache_bytes="30%", cache_policy="lru", counters=counters, pinned="1"
-    )
-    others = [call for call in calls(seed=6, sizes=(1,) * 60)]
-    result = run(pinned, others)
+    pinned = session(stack, residency="pool", cache_bytes="30%", cache_policy="lru", counters=counters, pinned="1")
+    result = run(pinned, calls(seed=6, sizes=(1,) * 60))
     misses = [layer["misses"] for layer in result.statistics["layers"]]
     layer, expert = hottest
     # Without the pinned expert's calls the counts of its layer's misses are those of a layer that never had it.
