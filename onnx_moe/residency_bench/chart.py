@@ -44,10 +44,10 @@ def draw(report: Report, path: Path) -> None:
     _draw_limits(report, *axes.flat[:2])
     for axis in axes[1]:
         axis.set_xlabel("budget, % of all experts")
-    handles = {}
+    handles: dict[str, Any] = {}
     for axis in axes.flat:
         handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False)
     threads = f"{report.run.threads} thread{'s' if report.run.threads > 1 else ''}"
     figure.suptitle(
         f"{report.model}: {report.run.tokens} tokens of greedy text, {threads}, medians of {report.sweep.rounds}\n"
@@ -90,4 +90,4 @@ def _draw_limits(report: Report, speed: Any, hits: Any) -> None:
             share = 100 * _share(report, measurement)
             bound[share] = max(bound.get(share, 0.0), 100 * report.belady[measurement.capacity])
     if bound:
-        hits.plot(bound.keys(), bound.values(), color="black", linestyle="-.", label="Belady: no policy hits more")
+        hits.plot(list(bound), list(bound.values()), color="black", linestyle="-.", label="Belady: no policy hits more")

@@ -44,12 +44,7 @@ def save_decoder(folder: Path, stack: Stack) -> Path:
     value = helper.make_tensor_value_info
     past = [1, 1, "past", WIDTH]
     graph = helper.make_graph(
-        [
-            *before,
-            *(each for each in blocks.node if each.op_type != "MoERouter"),
-            *cache,
-            node("MatMul", [last, "head"], ["logits"]),
-        ],
+        [*before, *layers, *cache, node("MatMul", [last, "head"], ["logits"])],
         "decoder",
         [
             value("input_ids", TensorProto.INT64, [1, "tokens"]),
