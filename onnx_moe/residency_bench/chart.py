@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from onnx_moe.residency_bench.sweep import Report
 
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
 _MARKERS = {"off": "o", "repeat": "s", "history": "D", "recency": "v", "cross-layer": "^", "next-gate": "P"}
-_PANELS = {
+_PANELS: dict[str, Callable[[Measurement], float]] = {
     "tokens a second": lambda measurement: measurement.tokens_per_second,
     "hit rate, %": lambda measurement: 100 * measurement.hit_rate,
     "kB read a token": lambda measurement: measurement.bytes_per_token / 1e3,
