@@ -223,6 +223,17 @@ def test_a_maker_that_fails_fails_everybody_once_and_the_next_ask_tries_again() 
     assert cache.get_expert_tile(0, 5, 0, lambda: np.ones(1))[0] == 1
 
 
+def test_a_maker_that_asks_for_its_own_tile_is_told_so() -> None:
+    cache = ExpertCache(8, 4)
+
+    def body(_: int) -> None:
+        with pytest.raises(OnnxMoeError, match="tile 0 of expert 1 of layer 2 is wanted by a function that"):
+            cache.get_expert_tile(2, 1, 0, lambda: cache.get_expert_tile(2, 1, 0, lambda: np.zeros(1)))
+
+    run_threads(1, body)
+    assert cache.get_expert_tile(2, 1, 0, lambda: np.ones(1))[0] == 1
+
+
 def test_makers_that_wait_for_each_other_are_told_so() -> None:
     cache = ExpertCache(8, 4)
     both = threading.Barrier(2)
