@@ -29,6 +29,18 @@ bool reads_directly(DirectIo direct_io, int64_t expert_bytes) {
   return expert_bytes > total_memory() / 2;
 }
 
+std::string entries_for_a_cache(const ResidencyOptions& options) {
+  std::string entries;
+  const auto add = [&](bool set, const char* entry) {
+    if (set) entries += (entries.empty() ? "onnx_moe." : ", onnx_moe.") + std::string(entry);
+  };
+  add(!options.budget.automatic(), "cache_bytes");
+  add(options.prefetch != PrefetchSignalKind::kNone, "prefetch");
+  add(!options.counters.empty(), "counters");
+  add(!options.save_counters.empty(), "save_counters");
+  return entries;
+}
+
 }  // namespace
 
 int64_t ExpertLayers::num_experts() const {
@@ -49,7 +61,9 @@ int64_t ExpertLayers::bytes() const {
   return sum(layers, [](const ExpertLayer& layer) { return layer.num_experts * layer.expert_bytes(); });
 }
 
-ResidencyPlan make_plan(const ResidencyOptions& options, const ExpertLayers& experts, int64_t slot_bytes) {
+namespace {
+
+ResidencyPlan choose_mode(const ResidencyOptions& options, const ExpertLayers& experts, int64_t slot_bytes) {
   ResidencyPlan plan;
   plan.expert_bytes = experts.bytes();
   plan.mode = options.mode;
@@ -72,6 +86,14 @@ ResidencyPlan make_plan(const ResidencyOptions& options, const ExpertLayers& exp
   plan.reason = "the experts' " + in_words(plan.expert_bytes) + (fits ? " fit into " : " do not fit into ") +
                 (options.budget.automatic() ? "70 % of the free memory, " + in_words(free_bytes)
                                             : "onnx_moe.cache_bytes, " + in_words(plan.budget_bytes));
+  return plan;
+}
+
+}  // namespace
+
+ResidencyPlan make_plan(const ResidencyOptions& options, const ExpertLayers& experts, int64_t slot_bytes) {
+  ResidencyPlan plan = choose_mode(options, experts, slot_bytes);
+  if (plan.mode == ResidencyMode::kMapped) plan.unused = entries_for_a_cache(options);
   return plan;
 }
 

@@ -14,6 +14,7 @@ namespace onnx_moe {
 struct ResidencyPlan {
   ResidencyMode mode = ResidencyMode::kMapped;
   std::string reason;
+  std::string unused;  // entries for a cache, where there is none
   bool direct_io = false;
   int64_t expert_bytes = 0;  // all experts
   int64_t budget_bytes = 0;

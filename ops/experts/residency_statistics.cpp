@@ -77,7 +77,11 @@ std::string ResidencyStatistics::to_json() const {
     of_layers += (of_layers.empty() ? "" : ", ") + object.text();
   }
   JsonObject object;
-  object.add("mode", mode).add("reason", reason).add("policy", policy).add("direct_io", direct_io);
+  object.add("mode", mode)
+      .add("reason", reason)
+      .add("unused", unused)
+      .add("policy", policy)
+      .add("direct_io", direct_io);
   object.add("expert_bytes", expert_bytes).add("budget_bytes", budget_bytes).add("cycle_bytes", cycle_bytes);
   object.add("slot_bytes", slot_bytes).add("capacity", capacity).add("staging", staging);
   object.add("layer_floor", layer_floor).add("share", share).add("resident", resident);

@@ -24,6 +24,7 @@ struct LayerResidency {
 struct ResidencyStatistics {
   std::string mode;    // mapped, pagecache or pool
   std::string reason;  // why this one
+  std::string unused;  // entries for a cache that is not there
   std::string policy;
   bool direct_io = false;
   int64_t expert_bytes = 0;  // of all experts

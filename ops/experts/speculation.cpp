@@ -61,15 +61,15 @@ std::vector<Speculation::Entry> Speculation::judge(int64_t layer, const std::vec
   return std::exchange(called.entries, {});
 }
 
-std::vector<int64_t> Speculation::observe(const RoutedCall& call, int64_t most, const ResidentSet& residents) {
+std::vector<int64_t> Speculation::observe(const RoutedCall& call, int64_t likely, const ResidentSet& residents) {
   signal_->routed(call);
   const int64_t layer = (call.layer + 1) % bank_.layers;
   Layer& next = layers_[static_cast<size_t>(layer)];
   if (!next.predicted.empty()) return {};  // for another call, which runs at the same time
-  signal_->predict(layer, most, prediction_);
+  signal_->predict(layer, kWiden * likely, prediction_);
   for (const int32_t expert : prediction_) next.predicted.push_back(bank_.key(layer, expert));
   next.counts.predicted += static_cast<int64_t>(next.predicted.size());
-  propose(next, most, residents);
+  propose(next, likely, residents);
   std::vector<int64_t> keys;
   for (const Candidate& candidate : next.candidates) {
     const bool read = next.governors[candidate.half].on() && static_cast<int64_t>(keys.size()) < kMostReads;
@@ -78,11 +78,11 @@ std::vector<int64_t> Speculation::observe(const RoutedCall& call, int64_t most, 
   return keys;
 }
 
-void Speculation::propose(Layer& layer, int64_t most, const ResidentSet& residents) {
+void Speculation::propose(Layer& layer, int64_t likely, const ResidentSet& residents) {
   int64_t proposed[2] = {};
   for (size_t rank = 0; rank < layer.predicted.size(); ++rank) {
     const int64_t key = layer.predicted[rank];
-    const size_t half = static_cast<int64_t>(rank) < (most + 1) / 2 ? 0 : 1;
+    const size_t half = static_cast<int64_t>(rank) < likely ? 0 : 1;
     if (residents.contains(key) || proposed[half] == kMostReads) continue;
     ++proposed[half];
     layer.candidates.push_back({key, half});

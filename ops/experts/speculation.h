@@ -53,6 +53,8 @@ class Speculation {
  public:
   // Reads for one call of a layer, at most; candidates likewise, in either half of a prediction.
   static constexpr int64_t kMostReads = 2;
+  // Experts that are predicted for each that will be used: the next best cost nothing while they are resident.
+  static constexpr int64_t kWiden = 2;
 
   Speculation(std::unique_ptr<PrefetchSignal> signal, const ExpertBank& bank, double least_useful);
 
@@ -66,9 +68,9 @@ class Speculation {
   // from now on.
   std::vector<Entry> judge(int64_t layer, const std::vector<int64_t>& keys);
 
-  // The same call: predicts `most` experts, twice as many as it will use, of the next layer. Returns what to read, the
+  // The same call: predicts experts of the next layer, of which it will use `likely`. Returns what to read, the
   // likeliest first; what is read is put() in.
-  std::vector<int64_t> observe(const RoutedCall& call, int64_t most, const ResidentSet& residents);
+  std::vector<int64_t> observe(const RoutedCall& call, int64_t likely, const ResidentSet& residents);
   void put(const Entry& entry);
 
   PrefetchCounts& counts(int64_t layer) { return layers_[static_cast<size_t>(layer)].counts; }
@@ -92,7 +94,7 @@ class Speculation {
     std::vector<Entry> entries;
   };
 
-  void propose(Layer& layer, int64_t most, const ResidentSet& residents);
+  void propose(Layer& layer, int64_t likely, const ResidentSet& residents);
 
   ExpertBank bank_;
   std::unique_ptr<PrefetchSignal> signal_;

@@ -10,8 +10,6 @@ namespace {
 
 // A prefill reads so much that guesses would be in its way.
 constexpr int64_t kMostTokens = 8;
-// Choices of a token, as a multiple of what it will use: those that are resident cost nothing.
-constexpr int64_t kWiden = 2;
 
 }  // namespace
 
@@ -32,7 +30,7 @@ std::vector<int32_t> NextGate::choose(ort::KernelContext& context, const RouterI
   if (!gate) return {};
   RouterAttributes attributes;
   attributes.scoring = Scoring::kSoftmaxAfterTopK;
-  attributes.top_k = std::min(kWiden * top_k_, gate->dimensions()[0]);
+  attributes.top_k = std::min(Speculation::kWiden * top_k_, gate->dimensions()[0]);
   const Scratch<int32_t> ids(context, routing.tokens * attributes.top_k);
   const Scratch<float> weights(context, routing.tokens * attributes.top_k);
   RouterInput next = routing;

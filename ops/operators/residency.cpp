@@ -76,25 +76,11 @@ int64_t num_experts(const ort::KernelInfo& info, const ProjectionInputs& inputs)
   return shape && !shape->dimensions.empty() ? shape->dimensions[0] : kUnknown;
 }
 
-// What was set for a cache.
-std::string unused_entries(const ResidencyOptions& options) {
-  std::string entries;
-  const auto add = [&](bool set, const char* entry) {
-    if (set) entries += (entries.empty() ? "" : ", ") + std::string(entry);
-  };
-  add(!options.budget.automatic(), "onnx_moe.cache_bytes");
-  add(options.prefetch != PrefetchSignalKind::kNone, kPrefetch);
-  add(!options.counters.empty(), kCounters);
-  add(!options.save_counters.empty(), "onnx_moe.save_counters");
-  return entries;
-}
-
 // A cache that was asked for and is not there is a surprise; everything else is as asked.
-void report(const ort::Logger& logger, const ResidencyOptions& options, const ResidencyPlan& plan) {
+void report(const ort::Logger& logger, const ResidencyPlan& plan) {
   const std::string message = std::string("expert residency is ") + name_of(plan.mode) + ": " + plan.reason;
-  const std::string unused = plan.mode == ResidencyMode::kMapped ? unused_entries(options) : "";
-  if (!unused.empty()) {
-    logger.warn(message + "; " + unused + " does nothing here");
+  if (!plan.unused.empty()) {
+    logger.warn(message + "; " + plan.unused + " does nothing here");
   } else {
     logger.note(message);
   }
@@ -106,7 +92,7 @@ std::shared_ptr<ResidencyEngine> session_engine(const ort::KernelInfo& info) {
   const ResidencyOptions options = read_options(info);
   const ort::Logger logger = info.logger();
   return session_engine(logger.session(), info.config_entry("onnx_moe.session").value_or(""), options,
-                        [=](const ResidencyPlan& plan) { report(logger, options, plan); });
+                        [=](const ResidencyPlan& plan) { report(logger, plan); });
 }
 
 ExpertResidency::ExpertResidency(const ort::KernelInfo& info, const std::vector<ProjectionInputs>& projections,

@@ -22,6 +22,6 @@ def build_driver(name: str, folder: Path, flags: Sequence[str] = (), more_source
     program = folder / name
     sources = [ROOT / "tests/native" / f"{name}.cpp", *(ROOT / "ops" / source for source in more_sources)]
     sources += [path for path in sorted((ROOT / "ops/experts").glob("*.cpp")) if path.name not in _NOT_UNDER_TEST]
-    command = [compiler, "-std=c++17", "-O1", "-g", *flags, f"-I{ROOT / 'ops'}", "-o", program, *sources, "-lpthread"]
+    command = [compiler, "-std=c++17", *flags, f"-I{ROOT / 'ops'}", "-o", program, *sources, "-lpthread"]
     subprocess.run(command, check=True, timeout=300)
     return program

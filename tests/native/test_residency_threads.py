@@ -13,7 +13,7 @@ from tests.native.drivers import build_driver
 
 @pytest.fixture(scope="module", params=["thread", "address,undefined"])
 def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sanitizer = [f"-fsanitize={request.param}", "-fno-sanitize-recover=all"]
+    sanitizer = ["-O1", "-g1", f"-fsanitize={request.param}", "-fno-sanitize-recover=all"]
     return build_driver("residency_driver", tmp_path_factory.mktemp("driver"), sanitizer)
 
 

@@ -135,6 +135,8 @@ def test_automatic_residency_reads_what_does_not_fit_and_says_why(fused: Path, m
     assert result.outputs == mapped.outputs
     fitting = run(session(fused, cache_bytes="1GiB"), INPUTS).statistics
     assert fitting["mode"] == "mapped"
+    assert fitting["unused"] == "onnx_moe.cache_bytes"
+    assert result.statistics["unused"] == ""
     assert "fit into onnx_moe.cache_bytes" in fitting["reason"]
 
 

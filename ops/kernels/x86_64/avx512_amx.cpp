@@ -1,0 +1,110 @@
+// AVX-512 with AMX: many activation rows are multiplied by tiles of bfloat16 (tile_products.h), few as by avx512_vnni.
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "kernels/x86_64/tile_products.h"
+
+namespace onnx_moe {
+namespace {
+
+using Vnni = VectorKernel<Avx512>;
+
+// Rows of an expert from which on decoding a panel for tiles costs less than multiplying registers with each row.
+int64_t least_tile_rows(const Operands& operands) { return operands.precision == Precision::kInt8 ? 7 : 3; }
+
+bool by_tiles(const Operands& operands, int64_t rows) { return rows >= least_tile_rows(operands); }
+
+constexpr PackedForms kIntegers = 1;
+constexpr PackedForms kBfloats = 2;
+
+PackedForms forms(const Operands& operands, int64_t rows) { return by_tiles(operands, rows) ? kBfloats : kIntegers; }
+
+// A packed row: the integers, then the bfloats.
+int64_t bfloats_offset(const Operands& operands) { return packed_bytes(operands); }
+
+int64_t both_bytes(const Operands& operands) { return bfloats_offset(operands) + bfloat_row_bytes(operands); }
+
+void pack_forms(const Operands& operands, PackedForms forms, const float* row, uint8_t* packed) {
+  if (forms & kIntegers) pack<Avx512>(operands, row, packed);
+  if (forms & kBfloats) pack_bfloat_row(operands, row, packed + bfloats_offset(operands));
+}
+
+// Scales of the tile's weight rows, and of those between them.
+bool scales_fit(const Operands& operands, const Fp4Tile& tile) {
+  bool fit = true;
+  for (int b = 0; b < tile.bands; ++b) {
+    const WeightBand& band = tile.band[b];
+    const int64_t row_bytes = operands.scale_row_bytes();
+    fit &= scales_fit(operands.format.format, tile.scales + band.first * row_bytes,
+                      ((tile.columns - 1) * band.step + 1) * row_bytes);
+  }
+  return fit;
+}
+
+template <template <typename> typename SourceOf, Format kFormat>
+void multiply(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
+  if (!scales_fit(operands, tile)) {
+    return PanelProducts<Avx512, SourceOf, FloatPanel<Avx512>>::multiply(operands, tile, rows, products);
+  }
+  const uint8_t* packed[kMaxRows];
+  for (int64_t row = 0; row < rows.count; ++row) packed[row] = rows.packed[row] + bfloats_offset(operands);
+  switch (limbs_of(operands.precision)) {
+    case 3:
+      return TileProducts<SourceOf, kFormat, 3>::multiply(operands, tile, packed, rows.count, products);
+    case 2:
+      return TileProducts<SourceOf, kFormat, 2>::multiply(operands, tile, packed, rows.count, products);
+    default:
+      return TileProducts<SourceOf, kFormat, 1>::multiply(operands, tile, packed, rows.count, products);
+  }
+}
+
+template <Format kFormat>
+void multiply(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
+  if (operands.layout == WeightLayout::kRows) return multiply<RowSource, kFormat>(operands, tile, rows, products);
+  multiply<GroupSource, kFormat>(operands, tile, rows, products);
+}
+
+void fp4_products(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
+  if (!by_tiles(operands, rows.count)) return Vnni::fp4_products(operands, tile, rows, products);
+  switch (operands.format.format) {
+    case Format::kMxfp4:
+      return multiply<Format::kMxfp4>(operands, tile, rows, products);
+    case Format::kNvfp4:
+      return multiply<Format::kNvfp4>(operands, tile, rows, products);
+    case Format::kFp4:
+      return multiply<Format::kFp4>(operands, tile, rows, products);
+  }
+}
+
+// Linux lets a process use tiles once it has asked (arch_prctl): their registers make every signal frame larger.
+bool tiles_permitted() {
+  constexpr long kRequestPermission = 0x1023;
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+// Of leaf 7: EDX says whether there are tiles (bit 24) and their bfloat16 products (bit 22).
+bool processor_has_tiles() {
+  unsigned eax = 7;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+  return (edx >> 24 & 1u) && (edx >> 22 & 1u);
+}
+
+bool supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512bf16") && processor_has_tiles() && tiles_permitted();
+}
+
+}  // namespace
+
+extern const Kernel kAvx512AmxKernel;
+const Kernel kAvx512AmxKernel = {"avx512_amx", supported,    both_bytes,    forms,
+                                 pack_forms,   fp4_products, kWideProducts, PlainProducts<Avx512>::multiply,
+                                 finish,       combine,      widen<Avx512>, narrow<Avx512>};
+
+}  // namespace onnx_moe

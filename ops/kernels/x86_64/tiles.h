@@ -1,0 +1,100 @@
+// AMX tiles: registers of 16 rows × 64 bytes, and the instruction that multiplies two of them (Intel, "Intrinsics for
+// Advanced Matrix Extensions"). A product takes 16 cycles for 16 × 16 × 32 multiply-adds of bfloat16, summed as
+// float32.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/vector/inline.h"
+
+namespace onnx_moe {
+namespace {
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileRowBytes = 64;
+constexpr int64_t kTileBytes = kTileRows * kTileRowBytes;
+
+// Instructions on tiles. (Compilers' own functions for them want literal numbers, and GCC's do not say which memory
+// they read.)
+template <int kTile>
+ONNX_MOE_INLINE inline void load_tile(const void* rows, int64_t row_distance) {
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(row_distance), "i"(kTile) : "memory");
+}
+template <int kTile>
+ONNX_MOE_INLINE inline void store_tile(void* rows, int64_t row_distance) {
+  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(rows), "r"(row_distance), "i"(kTile) : "memory");
+}
+template <int kTile>
+ONNX_MOE_INLINE inline void zero_tile() {
+  __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+// sums += rows · weights, in pairs of columns.
+template <int kSums, int kRows, int kWeights>
+ONNX_MOE_INLINE inline void multiply_tiles() {
+  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kWeights));
+}
+
+// A product's tiles: two of activations (16 rows each) times two of weights (16 weight rows each) are four of sums.
+enum Tile : int {
+  kSum00 = 0,
+  kSum01 = 1,
+  kSum10 = 2,
+  kSum11 = 3,
+  kRows0 = 4,
+  kRows1 = 5,
+  kWeights0 = 6,
+  kWeights1 = 7
+};
+
+// The shapes of a thread's tiles while it multiplies; given up in the end, so that the system need not save them when
+// it switches threads.
+class TileShapes {
+ public:
+  TileShapes() = default;
+  ~TileShapes() {
+    if (rows_ > 0) _tile_release();
+  }
+  TileShapes(const TileShapes&) = delete;
+  TileShapes& operator=(const TileShapes&) = delete;
+
+  // For `rows` activation rows, 1 … 32. A product takes as many cycles as there are rows.
+  void set(int64_t rows) {
+    if (rows == rows_) return;
+    rows_ = rows;
+    const auto first = static_cast<uint8_t>(std::min(rows, kTileRows));
+    const auto second = static_cast<uint8_t>(std::max<int64_t>(rows - kTileRows, 1));
+    Configuration configuration;
+    const auto shape = [&](Tile tile, uint8_t tile_rows) {
+      configuration.rows[tile] = tile_rows;
+      configuration.row_bytes[tile] = kTileRowBytes;
+    };
+    shape(kSum00, first);
+    shape(kSum01, first);
+    shape(kSum10, second);
+    shape(kSum11, second);
+    shape(kRows0, first);
+    shape(kRows1, second);
+    shape(kWeights0, kTileRows);
+    shape(kWeights1, kTileRows);
+    _tile_loadconfig(&configuration);
+  }
+
+ private:
+  // As the processor reads it.
+  struct alignas(64) Configuration {
+    uint8_t palette = 1;
+    uint8_t start_row = 0;
+    uint8_t reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+  };
+  static_assert(sizeof(Configuration) == 64);
+
+  int64_t rows_ = 0;
+};
+
+}  // namespace
+}  // namespace onnx_moe
