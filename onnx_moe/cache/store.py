@@ -187,11 +187,6 @@ class ObjectStore(Generic[Key]):
         with self._lock:
             return self._evicted(self._order.resize(budget_bytes))
 
-    def is_being_made(self, key: Key) -> bool:
-        """Whether some thread makes the object now."""
-        with self._lock:
-            return self._flights.find(key) is not None
-
     def _layer(self, key: Key) -> LayerStats:
         return self.layers[self._locate(key)[0]]
 

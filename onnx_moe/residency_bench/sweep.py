@@ -48,6 +48,7 @@ class Report:
         cached = max(measurement.cached_before for measurement in (self.mapped, *self.pooled))
         direct = {measurement.direct_io for measurement in self.pooled if not measurement.refused}
         reads = {
+            frozenset(): "every budget was refused",
             frozenset([True]): "reads past it (O_DIRECT)",
             frozenset([False]): "reads through it, which may hit it",
         }.get(frozenset(direct), "some sessions read past it, some through it")
