@@ -17,6 +17,9 @@ from onnx_moe.cli.text import megabytes
 if TYPE_CHECKING:
     from onnx_moe.residency_bench import Measurement, Report
 
+#: Text that repeats itself more makes a cache look better than it is.
+_TYPICAL_REPEATS = 0.5
+
 bench = typer.Typer(help="Measure models on this machine.", no_args_is_help=True)
 
 
@@ -81,11 +84,17 @@ def _parts(text: str) -> tuple[str, ...]:
 
 
 def _show(console: Console, report: Report) -> None:
-    table = Table(title=f"{report.model}: {report.run.tokens} tokens after {report.run.warm_up}", box=box.SIMPLE)
+    table = Table(
+        title=f"{report.model}: {report.run.tokens} tokens after {report.run.warm_up}",
+        box=box.SIMPLE,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for heading in ("budget", "policy", "prefetch"):
         table.add_column(heading, no_wrap=True)
     for heading in ("tokens/s", "hits", "Belady", "read", "stall", "of use"):
-        table.add_column(heading, justify="right", no_wrap=heading != "read")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_row("mapped", "", "", f"{report.mapped.tokens_per_second:.1f}", "", "", "", "", "", end_section=True)
     for number, measurement in enumerate(report.pooled, start=1):
         last = number % (len(report.sweep.policies) * len(report.sweep.prefetch)) == 0
@@ -97,11 +106,14 @@ def _show(console: Console, report: Report) -> None:
         style="dim",
         highlight=False,
     )
+    for refusal in dict.fromkeys(f"{each.setting.budget} {each.refused}" for each in report.pooled if each.refused):
+        console.print(f"Refused: {refusal}", highlight=False)
     console.print(f"Page cache: {report.page_cache}.", highlight=False)
     written = report.run.tokens + report.run.warm_up
-    console.print(f"Every setting wrote the same {written} tokens, {report.distinct_tokens} of them distinct:")
+    repeated = f"{100 * report.repeated_share:.0f} % of its runs of 8 tokens repeat earlier ones"
+    console.print(f"Every setting wrote the same {written} tokens; {repeated}:", highlight=False)
     console.print(report.text, style="dim", markup=False, highlight=False)
-    if report.distinct_tokens < written / 8:
+    if report.repeated_share > _TYPICAL_REPEATS:
         console.print(
             "[yellow]The text repeats itself, and so does its routing: hits are too good to be typical. Give another "
             "--prompt.[/]"
@@ -112,7 +124,7 @@ def _cells(measurement: Measurement, belady: float | None) -> tuple[str, ...]:
     setting = measurement.setting
     names = (setting.budget or "", setting.policy, setting.prefetch)
     if measurement.refused:
-        return (*names, "refused", "", "", measurement.refused, "", "")
+        return (*names, "refused", "", "", "", "", "")
     ahead = measurement.read_ahead
     issued = ahead["timely"] + ahead["late"] + ahead["wasted"] if ahead else 0
     return (
@@ -122,5 +134,5 @@ def _cells(measurement: Measurement, belady: float | None) -> tuple[str, ...]:
         "" if belady is None else f"{100 * belady:.1f}",
         megabytes(round(measurement.bytes_per_token)),
         f"{measurement.stall_ms_per_token:.2f}",
-        f"{ahead['timely'] + ahead['late']}/{issued}" if ahead else "",
+        f"{100 * (ahead['timely'] + ahead['late']) / issued:.0f} %" if ahead and issued else "",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Report:
 
     model: str
     text: str
-    distinct_tokens: int
+    repeated_share: float  # of the text's runs of 8 tokens: those that it had before
     run: Run
     sweep: Sweep
     mapped: Measurement
@@ -59,7 +59,7 @@ class Report:
         return {
             "model": self.model,
             "text": self.text,
-            "distinct_tokens": self.distinct_tokens,
+            "repeated_share": self.repeated_share,
             "page_cache": self.page_cache,
             "run": dataclasses.asdict(self.run),
             "sweep": dataclasses.asdict(self.sweep),
@@ -106,13 +106,19 @@ def run_sweep(model: TextModel, sweep: Sweep, run: Run, progress: Callable[[str,
     return Report(
         model.name,
         model.decode(list(mapped.written)),
-        len(set(mapped.written)),
+        repeated_share(mapped.written),
         run,
         sweep,
         mapped,
         tuple(pooled),
         {capacity: belady_hit_rate(trace, capacity, run.tokens) for capacity in capacities} if comparable else {},
     )
+
+
+def repeated_share(tokens: Sequence[int], length: int = 8) -> float:
+    """Of all runs of `length` tokens, those that the text had before: 1 for the same token for ever, 0 for new text."""
+    runs = [tuple(tokens[start : start + length]) for start in range(len(tokens) - length + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def _median(measurements: list[Measurement]) -> Measurement:
