@@ -19,7 +19,7 @@ from onnx_moe.residency_bench.measure import Run, measure
 from onnx_moe.residency_bench.sweep import repeated_share
 from onnx_moe.routing import Call, RoutingTrace
 from tests.cache.decoder import VOCABULARY, save_decoder
-from tests.residency.model import Stack, save
+from tests.residency.model import HIDDEN, INTERMEDIATE, Stack, save
 
 STACK = Stack(layers=3, experts=16, top_k=2)
 TOKENS = 24
@@ -76,8 +76,11 @@ def test_counts_are_those_of_the_timed_tokens(report: tuple[str, dict[str, Any],
     by_setting = {(each["budget"], each["policy"], each["prefetch"]): each for each in figures["pooled"]}
     quarter, whole = (by_setting[budget, "lru", "off"] for budget in ("30%", "100%"))
     assert quarter["hits"] < whole["hits"]
-    expert_bytes = whole["bytes_per_token"] * TOKENS / (whole["lookups"] - whole["hits"])
-    assert quarter["bytes_per_token"] * TOKENS == (quarter["lookups"] - quarter["hits"]) * expert_bytes
+    # Half a byte a weight and a byte for 32, of gate and up and of down.
+    weights = 3 * HIDDEN * INTERMEDIATE
+    expert_bytes = weights // 2 + weights // 32
+    for each in (quarter, whole):
+        assert each["bytes_per_token"] * TOKENS == pytest.approx((each["lookups"] - each["hits"]) * expert_bytes)
 
 
 def test_the_table_and_the_chart_show_it(report: tuple[str, dict[str, Any], Path]) -> None:
