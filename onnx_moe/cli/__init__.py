@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from onnx_moe.cli.accuracy import accuracy
+from onnx_moe.cli.bench import bench
 from onnx_moe.cli.demo import demo
 from onnx_moe.cli.doctor import doctor
 from onnx_moe.cli.export import export
@@ -31,6 +32,7 @@ app.command()(accuracy)
 app.command()(profile)
 app.command()(plan)
 app.command()(simulate)
+app.add_typer(bench, name="bench")
 
 
 @app.callback()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import onnxruntime
@@ -41,17 +43,19 @@ class OnnxDecoder:
         )
         return logits, {value.name: tensor for value, tensor in zip(self._past, present, strict=True)}
 
-    def greedy(self, prompt: NDArray[np.int64], new_tokens: int) -> list[int]:
-        """The `new_tokens` likeliest tokens, one after another, behind `prompt` [tokens]."""
+    def tokens(self, prompt: NDArray[np.int64]) -> Iterator[int]:
+        """The likeliest tokens, one after another, behind `prompt` [tokens]: each is computed when it is asked for."""
         cache = self.empty_cache(1)
         input_ids = prompt[None]
-        written: list[int] = []
-        while len(written) < new_tokens:
-            mask = np.ones((1, len(prompt) + len(written)), np.int64)
-            logits, cache = self.step(input_ids, mask, cache)
-            written.append(int(logits[0, -1].argmax()))
-            input_ids = np.array([[written[-1]]], np.int64)
-        return written
+        for length in itertools.count(len(prompt)):
+            logits, cache = self.step(input_ids, np.ones((1, length), np.int64), cache)
+            token = int(logits[0, -1].argmax())
+            yield token
+            input_ids = np.array([[token]], np.int64)
+
+    def greedy(self, prompt: NDArray[np.int64], new_tokens: int) -> list[int]:
+        """The first `new_tokens` of `tokens`."""
+        return list(itertools.islice(self.tokens(prompt), new_tokens))
 
     def perplexity(self, windows: NDArray[np.int64]) -> float:
         """exp of the mean negative log likelihood of each window's tokens [windows, tokens] but its first."""

@@ -35,6 +35,12 @@ std::vector<int32_t> best(Frequencies frequencies, int64_t most) {
   return experts;
 }
 
+std::vector<int32_t> favour_current(const std::vector<int32_t>& current, Frequencies frequencies, int64_t most) {
+  if (frequencies.empty()) return predict_repeat(current, most);
+  for (const int32_t expert : current) add(frequencies, expert, kCurrentBonus);
+  return best(std::move(frequencies), most);
+}
+
 // What a layer's own calls tell of its next one.
 class TemporalSignal final : public PrefetchSignal {
  public:
@@ -97,11 +103,17 @@ void RoutingHistory::record(const int32_t* experts, int64_t count) {
 std::vector<int32_t> RoutingHistory::last() const { return calls_.empty() ? std::vector<int32_t>() : calls_.back(); }
 
 Frequencies RoutingHistory::frequencies(double decay) const {
+  std::vector<double> weights;
+  for (size_t age = calls_.size(); age-- > 0;) weights.push_back(std::pow(decay, static_cast<double>(age)));
+  return frequencies(weights);
+}
+
+Frequencies RoutingHistory::frequencies(const std::vector<double>& weights) const {
+  require(weights.size() == calls_.size(), weights.size(), " weights are given for a history of ", calls_.size(),
+          " calls: give one for each");
   Frequencies frequencies;
-  size_t age = calls_.size();
-  for (const std::vector<int32_t>& call : calls_) {
-    const double weight = std::pow(decay, static_cast<double>(--age));
-    for (const int32_t expert : call) add(frequencies, expert, weight);
+  for (size_t call = 0; call < calls_.size(); ++call) {
+    for (const int32_t expert : calls_[call]) add(frequencies, expert, weights[call]);
   }
   return frequencies;
 }
@@ -123,10 +135,12 @@ std::vector<int32_t> predict_history(const std::vector<int32_t>& current, const 
 
 std::vector<int32_t> predict_recency(const std::vector<int32_t>& current, const RoutingHistory& history, int64_t most,
                                      double decay) {
-  if (history.empty()) return predict_repeat(current, most);
-  Frequencies frequencies = history.frequencies(decay);
-  for (const int32_t expert : current) add(frequencies, expert, kCurrentBonus);
-  return best(std::move(frequencies), most);
+  return favour_current(current, history.frequencies(decay), most);
+}
+
+std::vector<int32_t> predict_weighted(const std::vector<int32_t>& current, const RoutingHistory& history, int64_t most,
+                                      const std::vector<double>& weights) {
+  return favour_current(current, history.frequencies(weights), most);
 }
 
 namespace {

@@ -33,6 +33,8 @@ class RoutingHistory {
   // Σ decay^age over the calls that hold an expert, once for each time that they hold it; the newest call has age 0.
   // In the order in which the experts first occur, and summed in it, oldest call first.
   std::vector<Frequency> frequencies(double decay) const;
+  // Likewise with weights of the caller's, one for each call, oldest first.
+  std::vector<Frequency> frequencies(const std::vector<double>& weights) const;
 
  private:
   size_t window_;
@@ -49,6 +51,9 @@ std::vector<int32_t> predict_history(const std::vector<int32_t>& current, const 
 // By decayed frequency, plus 2 for each current expert. Ties keep the order of the frequencies, then of `current`.
 std::vector<int32_t> predict_recency(const std::vector<int32_t>& current, const RoutingHistory& history, int64_t most,
                                      double decay);
+// Likewise with weights of the caller's in place of the decay, such as attention to the tokens of those calls.
+std::vector<int32_t> predict_weighted(const std::vector<int32_t>& current, const RoutingHistory& history, int64_t most,
+                                      const std::vector<double>& weights);
 
 // ---- signals that watch a whole model ----
 

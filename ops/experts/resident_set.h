@@ -42,6 +42,11 @@ class ResidentSet {
   void lease(int64_t key);
   void release(int64_t key);
 
+  // The policy has changed how `key` compares, other than in begin_visit() and use().
+  void reorder(int64_t key);
+  // Room for `experts` keys in a bank of one layer; those that it has keep their numbers.
+  void widen(int64_t experts);
+
   void insert(int64_t key);  // there must be room
   void erase(int64_t key);   // it must not be leased
 

@@ -243,6 +243,108 @@ ONNX_MOE_API int onnx_moe_set_cache_bytes(const char* session, const char* budge
 /* Writes how much the session has used each expert: a file for another session's entry onnx_moe.counters. */
 ONNX_MOE_API int onnx_moe_save_counters(const char* session, const char* path);
 
+/* ---- caches of the caller's objects --------------------------------------------------------------------------- */
+
+/* Bookkeeping for a cache whose objects (arrays of experts, whole or in parts) the caller keeps: sizes, order of
+ * leaving and leases, by the policies that the operators' own cache has. The caller drops the objects whose numbers an
+ * insertion or a new budget returns. */
+typedef struct onnx_moe_object_cache onnx_moe_object_cache;
+
+/* policy: ONNX_MOE_LRU, or ONNX_MOE_DECAYED_LFU with a decay as in onnx_moe_cache_setup. */
+ONNX_MOE_API int onnx_moe_object_cache_create(int64_t num_layers, int64_t num_experts, int64_t budget_bytes,
+                                              int32_t policy, double decay, onnx_moe_object_cache** out);
+ONNX_MOE_API void onnx_moe_object_cache_free(onnx_moe_object_cache* cache);
+
+/* A call of `layer` chose these experts, repetitions allowed: what decayed LFU learns from. */
+ONNX_MOE_API int onnx_moe_object_cache_visit(onnx_moe_object_cache* cache, int64_t layer, const int32_t* experts,
+                                             int64_t count);
+
+/* Numbers of objects, until the calling thread's next call of a function that takes such a list. */
+typedef struct onnx_moe_objects {
+  int64_t count;
+  const int64_t* numbers;
+} onnx_moe_objects;
+
+/* Takes in an object of an expert: `object` is its number, or -1 when it is larger than the budget less what is leased;
+ * then nothing leaves. A number is free for others once its object has left. */
+ONNX_MOE_API int onnx_moe_object_cache_insert(onnx_moe_object_cache* cache, int64_t layer, int64_t expert,
+                                              int64_t bytes, int64_t* object, onnx_moe_objects* evicted);
+
+/* Makes an object the most recently used one; keeps it from leaving, as often as it is released again; takes it out. */
+ONNX_MOE_API int onnx_moe_object_cache_use(onnx_moe_object_cache* cache, int64_t object);
+ONNX_MOE_API int onnx_moe_object_cache_lease(onnx_moe_object_cache* cache, int64_t object);
+ONNX_MOE_API int onnx_moe_object_cache_release(onnx_moe_object_cache* cache, int64_t object);
+ONNX_MOE_API int onnx_moe_object_cache_erase(onnx_moe_object_cache* cache, int64_t object);
+
+ONNX_MOE_API int onnx_moe_object_cache_resize(onnx_moe_object_cache* cache, int64_t budget_bytes,
+                                              onnx_moe_objects* evicted);
+
+/* Bytes of all objects in the cache. */
+ONNX_MOE_API int64_t onnx_moe_object_cache_bytes(const onnx_moe_object_cache* cache);
+
+/* ---- predicting experts ---------------------------------------------------------------------------------------- */
+
+/* The last calls of one layer, at most `window` of them. */
+typedef struct onnx_moe_routing_history onnx_moe_routing_history;
+ONNX_MOE_API int onnx_moe_routing_history_create(int64_t window, onnx_moe_routing_history** out);
+ONNX_MOE_API void onnx_moe_routing_history_free(onnx_moe_routing_history* history);
+ONNX_MOE_API int onnx_moe_routing_history_record(onnx_moe_routing_history* history, const int32_t* experts,
+                                                 int64_t count);
+ONNX_MOE_API int onnx_moe_routing_history_clear(onnx_moe_routing_history* history);
+ONNX_MOE_API int64_t onnx_moe_routing_history_size(const onnx_moe_routing_history* history);
+
+/* Experts, until the calling thread's next call of a function that takes such a list. */
+typedef struct onnx_moe_experts {
+  int64_t count;
+  const int32_t* ids;
+  const double* values; /* NULL where each has none */
+} onnx_moe_experts;
+
+/* Those of the newest call. */
+ONNX_MOE_API int onnx_moe_routing_history_last(const onnx_moe_routing_history* history, onnx_moe_experts* out);
+
+/* values: the sum of decay^age over the calls that hold an expert; the newest call has age 0. */
+ONNX_MOE_API int onnx_moe_routing_history_frequencies(const onnx_moe_routing_history* history, double decay,
+                                                      onnx_moe_experts* out);
+
+/* How a layer's next experts follow from its past: the current ones again; the most frequent of the history, of those
+ * with a least share of it; by decayed frequency plus 2 for each current expert; likewise with weights of the caller's.
+ * Without a history: the current ones. */
+typedef enum onnx_moe_prediction_rule {
+  ONNX_MOE_PREDICT_REPEAT = 0,
+  ONNX_MOE_PREDICT_HISTORY = 1,
+  ONNX_MOE_PREDICT_RECENCY = 2,
+  ONNX_MOE_PREDICT_WEIGHTED = 3
+} onnx_moe_prediction_rule;
+
+typedef struct onnx_moe_prediction {
+  int32_t rule;                            /* an onnx_moe_prediction_rule */
+  const onnx_moe_routing_history* history; /* NULL when there is none */
+  const int32_t* current;                  /* [num_current]: experts of the layer's newest call */
+  int64_t num_current;
+  int64_t most;          /* experts that are wanted */
+  double decay;          /* recency */
+  double min_confidence; /* history: the least share of all its uses */
+  const double* weights; /* weighted: one for each call of the history, oldest first */
+} onnx_moe_prediction;
+
+/* The likeliest experts, best first. */
+ONNX_MOE_API int onnx_moe_predict_experts(const onnx_moe_prediction* prediction, onnx_moe_experts* out);
+
+/* Learns, from the routing of a whole model, which experts of a layer follow which of the layer before it. */
+typedef struct onnx_moe_cross_layer_table onnx_moe_cross_layer_table;
+ONNX_MOE_API int onnx_moe_cross_layer_table_create(int64_t num_layers, int64_t num_experts,
+                                                   onnx_moe_cross_layer_table** out);
+ONNX_MOE_API void onnx_moe_cross_layer_table_free(onnx_moe_cross_layer_table* table);
+
+/* A call of `layer` chose these distinct experts. */
+ONNX_MOE_API int onnx_moe_cross_layer_table_routed(onnx_moe_cross_layer_table* table, int64_t layer,
+                                                   const int32_t* experts, int64_t count);
+
+/* The likeliest experts of the layer's next call, given the newest call of the layer before it; at most `most`. */
+ONNX_MOE_API int onnx_moe_cross_layer_table_predict(const onnx_moe_cross_layer_table* table, int64_t layer,
+                                                    int64_t most, onnx_moe_experts* out);
+
 /* ---- devices ------------------------------------------------------------------------------------------------ */
 
 /* The GPU that onnx_moe.device = metal would use, for people; NULL when there is none, and onnx_moe_last_error() says
