@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from onnx_moe.errors import ExportError
-from onnx_moe.export.decoder import Decoder, cache_layers, decoder_inputs, is_decoder
+from onnx_moe.export.decoder import is_decoder, make_decoder
 from onnx_moe.export.discovery import MoELayer, find_layers
 from onnx_moe.export.experts import Quantization, decoded_experts, fp4_experts
 from onnx_moe.export.finish import add_metadata, prepare_folder, save, tidy
@@ -198,9 +198,8 @@ def _target(
             "or pass example_inputs."
         )
     with _evaluating(module):
-        dtype = next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
-        inputs = decoder_inputs(cache_layers(module), dtype)
-    return _Target(Decoder(module), inputs.example, inputs.dynamic_shapes, inputs.input_names, inputs.output_names)
+        decoder, inputs = make_decoder(module)
+    return _Target(decoder, inputs.example, inputs.dynamic_shapes, inputs.input_names, inputs.output_names)
 
 
 @contextmanager
