@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from onnx_moe.errors import ExportError
-from onnx_moe.export.decoder import is_decoder, make_decoder
+from onnx_moe.export.decoder import find_decoder, make_decoder
 from onnx_moe.export.discovery import MoELayer, find_layers
 from onnx_moe.export.experts import Quantization, decoded_experts, fp4_experts
 from onnx_moe.export.finish import add_metadata, prepare_folder, save, tidy
@@ -187,7 +187,8 @@ def _target(
                 f"example_inputs is a {type(example_inputs).__name__}: pass a tuple of positional inputs, such as (x,)."
             )
         return _Target(module, tuple(example_inputs), dynamic_shapes, input_names, output_names)
-    if not is_decoder(module):
+    model = find_decoder(module)
+    if model is None:
         raise ExportError(
             f"example_inputs is None, but {type(module).__name__} is no causal language model of transformers: pass "
             "a tuple of inputs that run it."
@@ -198,7 +199,7 @@ def _target(
             "or pass example_inputs."
         )
     with _evaluating(module):
-        decoder, inputs = make_decoder(module)
+        decoder, inputs = make_decoder(model)
     return _Target(decoder, inputs.example, inputs.dynamic_shapes, inputs.input_names, inputs.output_names)
 
 
@@ -259,7 +260,10 @@ def _check_routers(layers: list[MoELayer]) -> None:
 
 def _describe(layer: MoELayer) -> ExportedLayer:
     up, down = layer.experts.up.matrix, layer.experts.down.matrix
-    router = layer.router.family if isinstance(layer.router, RouterMatch) else f"ordinary ops: {layer.router.reason}"
+    router = layer.experts.router  # of a module that routes by itself
+    if not router:
+        match = layer.router
+        router = match.family if isinstance(match, RouterMatch) else f"ordinary ops: {match.reason}"
     return ExportedLayer(
         path=layer.path,
         num_experts=layer.experts.num_experts,

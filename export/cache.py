@@ -29,7 +29,9 @@ from onnx_moe.errors import ExportError
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """One tensor of a layer's cache. shape: with 1 row. axis: of tokens, which grows; None for a state of fixed size."""
+    """One tensor of a layer's cache. shape: for 1 row. axis: the one that grows by tokens, None for a state of fixed
+    size.
+    """
 
     layer: int
     name: str
@@ -68,7 +70,7 @@ class CacheLayout:
 
     def read(self, cache: Any) -> list[torch.Tensor]:
         """The tensors of a cache that `build` made, after the model has run."""
-        held = {(index, name): tensor for index, name, _, tensor in _walk(cache)}
+        held = {(index, name): tensor for index, name, _, tensor in cache_tensors(cache)}
         return [held[tensor.layer, tensor.name] for tensor in self.tensors]
 
 
@@ -127,12 +129,13 @@ def find_cache_layout(model: Any) -> CacheLayout:
             "export its blocks or layers instead."
         )
     tensors = tuple(
-        CacheTensor(index, name, tuple(tensor.shape), axis, tensor.dtype) for index, name, axis, tensor in _walk(cache)
+        CacheTensor(index, name, tuple(tensor.shape), axis, tensor.dtype)
+        for index, name, axis, tensor in cache_tensors(cache)
     )
     return CacheLayout(tuple(type(layer) for layer in layers), tensors)
 
 
-def _walk(cache: Any) -> Iterator[tuple[int, str, int | None, torch.Tensor]]:
+def cache_tensors(cache: Any) -> Iterator[tuple[int, str, int | None, torch.Tensor]]:
     """(layer, name, axis of tokens, tensor) of everything that `cache` holds."""
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, CacheLayerMixin) and layer.keys is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from onnx_moe.export.cache import CacheLayout, cache_name, find_cache_layout
+from onnx_moe.export.text_model import TextModel, find_text_model
 from onnx_moe.export.tracing import traceable
 
 
@@ -40,9 +41,13 @@ class Decoder(torch.nn.Module):
         return (output.logits, *self.layout.read(cache))
 
 
-def is_decoder(module: torch.nn.Module) -> bool:
-    """Whether `module` is a causal language model of transformers."""
-    return hasattr(module, "generate") and hasattr(getattr(module, "config", None), "vocab_size")
+def find_decoder(module: torch.nn.Module) -> torch.nn.Module | None:
+    """`module` if it is a causal language model of transformers, the text model of a multimodal one, else None."""
+    if isinstance(module, TextModel) or (
+        hasattr(module, "generate") and hasattr(getattr(module, "config", None), "vocab_size")
+    ):
+        return module
+    return find_text_model(module)
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,10 @@ def decoder_inputs(layout: CacheLayout) -> DecoderInputs:
     """Example inputs of 2 rows, 4 past and 3 new tokens, every one of these sizes dynamic."""
     batch, past_tokens, tokens = 2, 4, 3
     dims = {name: torch.export.Dim(name) for name in ("batch", "past_length", "sequence_length")}
-    shapes = []
-    for tensor in layout.tensors:
-        shapes.append({0: dims["batch"]} | ({} if tensor.axis is None else {tensor.axis: dims["past_length"]}))
+    shapes = [
+        {0: dims["batch"]} | ({} if tensor.axis is None else {tensor.axis: dims["past_length"]})
+        for tensor in layout.tensors
+    ]
     return DecoderInputs(
         example=(
             torch.ones(batch, tokens, dtype=torch.long),

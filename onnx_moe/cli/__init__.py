@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 from onnx_moe.cli.demo import demo
 from onnx_moe.cli.doctor import doctor
 from onnx_moe.cli.export import export
+from onnx_moe.cli.generate import generate
 from onnx_moe.cli.inspect import inspect
 from onnx_moe.errors import OnnxMoeError
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(export)
+app.command()(generate)
 app.command()(inspect)
 app.command()(doctor)
 

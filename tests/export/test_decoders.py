@@ -8,103 +8,56 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
 
 import onnx_moe
 from onnx_moe.export import ExportReport, with_fp4_weights
-from onnx_moe.export.decoder import cache_name
+from onnx_moe.export.cache import cache_tensors
+from tools.model_table.architectures import make_model
+from tools.model_table.compare import OnnxSteps, TorchSteps, padded_prompts, relative_error
+from tools.model_table.comparison import TOLERANCE
 
-from .models import ARCHITECTURES, Architecture, make_model
 
-Array = NDArray[Any]
+@dataclass(frozen=True)
+class Sample:
+    """What the export of an architecture must hold."""
 
-#: About thirty operators in a row, each with a relative error of some 1e-7 in either runtime.
-TOLERANCE = 1e-5
+    router: str
+    moe_layers: int = 2
+    shared_experts: int = 0
+
+
+#: Of every kind one: routers, shared experts, sliding windows, latent attention, an indexer, recurrent states.
+SAMPLES = {
+    "mixtral": Sample("softmax after top-k"),
+    "qwen3_moe": Sample("softmax"),
+    "glm4_moe_lite": Sample("sigmoid, normalized", 1, 1),
+    "deepseek_v3": Sample("sigmoid, normalized, 4 groups", 1, 2),
+    "gpt_oss": Sample("softmax after top-k"),
+    "deepseek_v32": Sample("sigmoid, normalized", 1, 1),
+    "lfm2_moe": Sample("sigmoid, normalized", 1),
+    "qwen3_next": Sample("softmax after top-k"),
+    "nemotron_h": Sample("sigmoid, normalized"),
+}
 
 
 @dataclass(frozen=True)
 class Exported:
     """A model, with the values that its experts' FP4 codes stand for, and what became of it."""
 
-    architecture: Architecture
+    sample: Sample
     model: Any
     report: ExportReport
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=SAMPLES)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     model = make_model(request.param)
     path = tmp_path_factory.mktemp("decoder") / f"{request.param}.onnx"
     report = onnx_moe.export(model, None, path)
     with with_fp4_weights(model, None):
-        yield Exported(ARCHITECTURES[request.param], model, report)
-
-
-class OnnxSteps:
-    """An exported decoder, and the cache that it has filled so far."""
-
-    def __init__(self, path: Path, batch: int, plugin: bool = True) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        if plugin:
-            onnx_moe.register(options)
-        self.session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-        types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-        self.cache: dict[str, Array] = {
-            value.name: np.zeros([batch, value.shape[1], 0, value.shape[3]], types[value.type])
-            for value in self.session.get_inputs()
-            if value.name.startswith("past_key_values.")
-        }
-
-    def step(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Array:
-        """The logits of `input_ids`; what they leave in the cache is kept for the next step."""
-        present = [name.replace("past_key_values", "present") for name in self.cache]
-        feeds = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy(), **self.cache}
-        logits, *tensors = self.session.run(["logits", *present], feeds)
-        self.cache = dict(zip(self.cache, tensors, strict=True))
-        result: Array = logits
-        return result
-
-
-class TorchSteps:
-    """The same with the model itself."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.cache: Any = None
-
-    def step(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        with torch.no_grad():
-            output = self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=positions,
-                use_cache=True,
-                **{cache_name(self.model): self.cache},
-            )
-        self.cache = output[cache_name(self.model)]
-        logits: torch.Tensor = output.logits
-        return logits
-
-
-def relative_error(actual: Array | torch.Tensor, expected: torch.Tensor) -> float:
-    """|actual - expected| / |expected|, Frobenius norms in float64; NaN if either holds one."""
-    actual, wanted = np.asarray(actual, np.float64), expected.double().numpy()
-    assert actual.shape == wanted.shape
-    return float(np.linalg.norm(actual - wanted) / np.linalg.norm(wanted))
-
-
-def padded_prompts() -> tuple[torch.Tensor, torch.Tensor]:
-    """Three prompts of 11, 8 and 1 tokens, padded on the left: longer than gpt-oss's window of 6."""
-    input_ids = torch.randint(3, 97, (3, 11), generator=torch.Generator().manual_seed(1))
-    attention_mask = torch.ones_like(input_ids)
-    attention_mask[1, :3] = 0
-    attention_mask[2, :10] = 0
-    return input_ids, attention_mask
+        yield Exported(SAMPLES[request.param], model, report)
 
 
 def test_prompts_and_two_steps(exported: Exported) -> None:
@@ -120,15 +73,16 @@ def test_prompts_and_two_steps(exported: Exported) -> None:
 
 
 def check_cache(decoder: OnnxSteps, model: TorchSteps, attention_mask: torch.Tensor) -> None:
-    """Keys and values of all tokens that are no padding. (Torch's cache of a sliding window forgets the oldest.)"""
-    for index, layer in enumerate(model.cache.layers):
-        for name, expected in (("key", layer.keys), ("value", layer.values)):
-            kept = expected.shape[2]
+    """States, and what is kept of all tokens that are no padding. (Torch's sliding windows forget the oldest.)"""
+    for layer, name, axis, expected in cache_tensors(model.cache):
+        actual = torch.from_numpy(decoder.cache[f"past_key_values.{layer}.{name}"])
+        if axis is not None:
+            kept = expected.shape[axis]
+            assert actual.shape[axis] == attention_mask.shape[1]
             valid = attention_mask[:, -kept:].bool()
-            actual = decoder.cache[f"past_key_values.{index}.{name}"]
-            assert actual.shape[2] == attention_mask.shape[1]
-            actual = actual[:, :, -kept:].swapaxes(1, 2)[valid]
-            assert relative_error(actual, expected.transpose(1, 2)[valid]) < TOLERANCE
+            actual = actual.movedim(axis, 1)[:, -kept:][valid]
+            expected = expected.movedim(axis, 1)[valid]
+        assert relative_error(actual, expected) < TOLERANCE, (layer, name)
 
 
 def test_portable_bodies(exported: Exported) -> None:
@@ -140,12 +94,12 @@ def test_portable_bodies(exported: Exported) -> None:
 
 
 def test_report(exported: Exported) -> None:
-    architecture, report = exported.architecture, exported.report
-    assert len(report.layers) == architecture.moe_layers
+    sample, report = exported.sample, exported.report
+    assert len(report.layers) == sample.moe_layers
     for layer in report.layers:
         assert (layer.num_experts, layer.top_k, layer.hidden_size, layer.intermediate_size) == (8, 2, 64, 32)
-        assert layer.shared_experts == architecture.shared_experts
-        assert layer.router == architecture.router
+        assert layer.shared_experts == sample.shared_experts
+        assert layer.router == sample.router
     tensors = exported.model.state_dict().values()
     assert report.module_bytes >= sum(tensor.nbytes for tensor in tensors)
     assert report.model_bytes == sum(file.stat().st_size for file in report.path.parent.iterdir())

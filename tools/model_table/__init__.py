@@ -1,1 +1,1 @@
-"""Which architectures export: a tiny random model of each, compared with Torch; docs/models.md is made of the results."""
+"""Which architectures export: tiny random models of all, compared with Torch; docs/models.md is made of the results."""

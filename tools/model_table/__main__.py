@@ -1,4 +1,4 @@
-"""python -m tools.model_table: exports a tiny model of every architecture, compares it with Torch, writes docs/models.md.
+"""python -m tools.model_table: a tiny model of every architecture, exported and compared with Torch; docs/models.md.
 
 Results are kept as they come (tools/model_table/results.json): an interrupted run goes on where it stopped, and what
 was recorded under the installed versions is not run again. `--check` only says whether the page fits the record.
@@ -6,22 +6,17 @@ was recorded under the installed versions is not run again. `--check` only says 
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from tools.model_table.architectures import ARCHITECTURES
-from tools.model_table.comparison import Comparison
 from tools.model_table.page import PAGE, write_page
+from tools.model_table.process import run
 from tools.model_table.results import Result, installed_versions, load_results, save_results
 
-ROOT = Path(__file__).resolve().parents[2]
 console = Console()
 
 
@@ -31,6 +26,8 @@ def main(
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Run what has a result, too.")] = False,
     timeout: Annotated[int, typer.Option(help="Seconds for one architecture.")] = 600,
+    jobs: Annotated[int, typer.Option(help="Architectures at once, each on one thread.")] = 1,
+    nice: Annotated[int, typer.Option(help="How far others on the machine go first, 0 to 19.")] = 10,
     check: Annotated[
         bool, typer.Option("--check", help="Run nothing: is docs/models.md what the results say?")
     ] = False,
@@ -45,11 +42,13 @@ def main(
     if unknown:
         raise SystemExit(f"No architecture {', '.join(sorted(unknown))}: choose of {', '.join(ARCHITECTURES)}.")
     todo = names or _without_result(results, again)
-    for number, name in enumerate(todo, 1):
-        console.print(f"[{number}/{len(todo)}] {name}", end=" ", highlight=False)
-        results[name] = run(name, timeout)
-        save_results(results)
-        console.print(_summary(results[name]), highlight=False, soft_wrap=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = {pool.submit(run, name, timeout, nice): name for name in todo}
+        for number, done in enumerate(as_completed(runs), 1):
+            name = runs[done]
+            results[name] = done.result()
+            save_results(results)
+            console.print(f"[{number}/{len(todo)}] {name} {_summary(results[name])}", highlight=False, soft_wrap=True)
     PAGE.write_text(write_page(results), encoding="utf-8")
     console.print(f"{sum(result.passed for result in results.values())} of {len(ARCHITECTURES)} pass: {PAGE}")
 
@@ -58,20 +57,6 @@ def _without_result(results: dict[str, Result], again: bool) -> list[str]:
     versions = installed_versions()
     candidates = [name for name, architecture in ARCHITECTURES.items() if not architecture.excluded]
     return [name for name in candidates if again or name not in results or results[name].versions != versions]
-
-
-def run(name: str, timeout: int) -> Result:
-    """One architecture in a process of its own, that may crash or hang without taking the others with it."""
-    start = time.monotonic()
-    command = ["nice", "-n", "10", sys.executable, "-m", "tools.model_table.compare", name]
-    try:
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
-        answer = json.loads(process.stdout.splitlines()[-1]) if process.returncode == 0 else {}
-        reason = answer.get("reason", "" if answer else f"the process ended with {process.returncode}")
-    except subprocess.TimeoutExpired:
-        answer, reason = {}, f"no result within {timeout} s"
-    comparison = Comparison(**answer["comparison"]) if "comparison" in answer else None
-    return Result(installed_versions(), round(time.monotonic() - start, 1), comparison, reason)
 
 
 def _summary(result: Result) -> str:

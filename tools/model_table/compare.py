@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import tempfile
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +133,3 @@ def _comparison(report: ExportReport, prefill: float, padded: float, decode: flo
         padded=padded,
         decode=decode,
     )
-
-
-if __name__ == "__main__":  # one architecture, for a process of its own: its comparison, or an error, as JSON
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            answer: dict[str, Any] = {"comparison": asdict(compare(sys.argv[1], Path(folder)))}
-        except Exception as error:  # whatever a model raises is the result
-            answer = {"reason": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer))

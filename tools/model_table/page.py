@@ -14,16 +14,18 @@ _INTRODUCTION = """# Architectures
 
 <!-- Written by `python -m tools.model_table` from tools/model_table/results.json: change those, not this page. -->
 
-{passing} of the {total} architectures with experts that transformers {transformers} knows export as whole decoders: tokens, attention mask
-and cache in, logits and cache out, any batch and lengths, rows padded on the left or not.
+{passing} of the {total} architectures with experts in transformers {transformers} export as whole decoders: tokens,
+attention mask and cache in, logits and cache out, any batch and lengths, rows padded on the left or not.
 
 How that was found: a tiny random model of each (two layers, eight experts, two of them chosen) is exported with MXFP4
-experts and run in ONNX Runtime {onnxruntime} with the plugin. Its logits are compared with those of Torch {torch}, whose experts hold
-the values of the same FP4 codes: a prompt of 11 tokens alone, a batch of three padded on the left, two more tokens of that
-batch through the cache. The difference is the largest of the three, |ONNX - Torch| / |Torch|; a model passes up to {tolerance:.0e}.
+experts and run in ONNX Runtime {onnxruntime} with the plugin. Its logits are compared with those of Torch {torch},
+whose experts hold the values of the same FP4 codes: a prompt of 11 tokens alone, a batch of three padded on the left,
+two more tokens of that batch through the cache. The difference is the largest of the three, |ONNX - Torch| / |Torch|
+(Frobenius norms); a model passes up to {tolerance:.0e}.
 
 *Router*: the family that became a `MoERouter` node, or "ordinary operators" where the model's own arithmetic is kept.
 *Nodes*: of the whole graph, and of these the MoE operators. *Cache*: what a layer keeps from one token to the next.
+Of multimodal models it is the text model.
 
 | architecture | model type | router | nodes | MoE nodes | cache | difference |
 | --- | --- | --- | --- | --- | --- | --- |
