@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,13 +50,18 @@ class CacheTensor:
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """The cache of a model: the layer classes that its own cache is made of, and their tensors in order."""
+    """The cache of a model: the layer classes that its own cache is made of, and the tensors that hold it, in order.
+
+    key_widths: of layers whose keys and values differ in width. A graph holds them in two tensors of the same width,
+    which onnxruntime-genai needs, and which cost no memory: the two halves of key and value side by side.
+    """
 
     classes: tuple[type, ...]
     tensors: tuple[CacheTensor, ...]
+    key_widths: Mapping[int, int]
 
     def names(self, prefix: str) -> list[str]:
-        """ "<prefix>.<layer>.<name>" of each tensor."""
+        """<prefix>.<layer>.<name> of each tensor."""
         return [f"{prefix}.{tensor.layer}.{tensor.name}" for tensor in self.tensors]
 
     def build(self, tensors: Sequence[torch.Tensor]) -> DynamicCache:
@@ -64,13 +69,19 @@ class CacheLayout:
         values: list[dict[str, torch.Tensor]] = [{} for _ in self.classes]
         for description, tensor in zip(self.tensors, tensors, strict=True):
             values[description.layer][description.name] = tensor
+        for layer, width in self.key_widths.items():
+            joined = torch.cat([values[layer]["key"], values[layer]["value"]], dim=-1)
+            values[layer] |= {"key": joined[..., :width], "value": joined[..., width:]}
         cache = DynamicCache()  # without a configuration: no layer forgets, and the trace has no branches
         cache.layers = [_make_layer(kind, held) for kind, held in zip(self.classes, values, strict=True)]
         return cache
 
     def read(self, cache: Any) -> list[torch.Tensor]:
-        """The tensors of a cache that `build` made, after the model has run."""
-        held = {(index, name): tensor for index, name, _, tensor in cache_tensors(cache)}
+        """The tensors that hold `cache`, of the model's own making or from `build`, in the layout's order."""
+        held = {(index, name): tensor for index, name, _, tensor in _walk(cache)}
+        for layer in self.key_widths:
+            joined = torch.cat([held[layer, "key"], held[layer, "value"]], dim=-1)
+            held[layer, "key"], held[layer, "value"] = joined.chunk(2, dim=-1)
         return [held[tensor.layer, tensor.name] for tensor in self.tensors]
 
 
@@ -129,13 +140,29 @@ def find_cache_layout(model: Any) -> CacheLayout:
             "export its blocks or layers instead."
         )
     tensors = tuple(
-        CacheTensor(index, name, tuple(tensor.shape), axis, tensor.dtype)
-        for index, name, axis, tensor in cache_tensors(cache)
+        CacheTensor(index, name, tuple(tensor.shape), axis, tensor.dtype) for index, name, axis, tensor in _walk(cache)
     )
-    return CacheLayout(tuple(type(layer) for layer in layers), tensors)
+    return _with_equal_widths(tuple(type(layer) for layer in layers), tensors)
 
 
-def cache_tensors(cache: Any) -> Iterator[tuple[int, str, int | None, torch.Tensor]]:
+def _with_equal_widths(classes: tuple[type, ...], tensors: tuple[CacheTensor, ...]) -> CacheLayout:
+    shapes = {(tensor.layer, tensor.name): tensor.shape for tensor in tensors}
+    key_widths = {}
+    for (layer, name), shape in shapes.items():
+        value = shapes.get((layer, "value"), shape)
+        if name == "key" and value != shape and value[:3] == shape[:3] and (value[3] + shape[3]) % 2 == 0:
+            key_widths[layer] = shape[3]
+    halves = {layer: (width + shapes[layer, "value"][3]) // 2 for layer, width in key_widths.items()}
+    stored = tuple(
+        replace(tensor, shape=(*tensor.shape[:3], halves[tensor.layer]))
+        if tensor.layer in halves and tensor.name in ("key", "value")
+        else tensor
+        for tensor in tensors
+    )
+    return CacheLayout(classes, stored, key_widths)
+
+
+def _walk(cache: Any) -> Iterator[tuple[int, str, int | None, torch.Tensor]]:
     """(layer, name, axis of tokens, tensor) of everything that `cache` holds."""
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, CacheLayerMixin) and layer.keys is not None:

@@ -195,7 +195,7 @@ def _is_added(block: torch.nn.Module, layer: MoELayer, shared: torch.nn.Module) 
             with replace_forward(shared, lambda *_arguments, **_keywords: 0):
                 block(x)  # as it will run once its shared experts ride with the others
     except Exception as error:  # a block may want other inputs, or more of its shared experts than a sum
-        logger.info("%s: the block runs only with more than hidden states or with its shared experts: %s.", layer.path, error)
+        logger.info("%s: the block does not run on hidden states and routed experts alone: %s.", layer.path, error)
         return False
     output = output[0] if isinstance(output, tuple) else output
     with torch.no_grad():

@@ -19,6 +19,9 @@ from onnx_moe.generation.folder import MODEL_NAME, read_json
 
 CONFIG_NAME = "genai_config.json"
 
+#: The model type under which onnxruntime-genai keeps attention and recurrent states side by side.
+_HYBRID_TYPE = "qwen3_5_text"
+
 #: Tensors of a layer's cache → how genai_config.json calls the template of their names.
 _TEMPLATES = {"key": "key", "value": "value", "conv_state": "conv", "recurrent_state": "recurrent"}
 
@@ -64,7 +67,7 @@ def make_genai_config(
         "head_size": head_size,
         "hidden_size": text["hidden_size"],
         "num_attention_heads": text["num_attention_heads"],
-        "num_hidden_layers": len(cache),
+        "num_hidden_layers": max(cache) + 1,
         "num_key_value_heads": heads,
         "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", **_names(cache, "past")},
         "outputs": {"logits": "logits", **_names(cache, "present")},
@@ -91,9 +94,6 @@ def make_genai_config(
             "past_present_share_buffer": False,
         },
     }
-
-
-_HYBRID_TYPE = "qwen3_5_text"
 
 
 def _cache_shapes(model: ir.Model) -> dict[int, dict[str, list[Any]]]:
@@ -124,9 +124,10 @@ def _names(cache: Mapping[int, Mapping[str, Any]], time: str) -> dict[str, str]:
 
 def _layer_types(cache: Mapping[int, Mapping[str, Any]]) -> list[str] | None:
     """What each layer keeps, where layers differ."""
-    if all(held.keys() == {"key", "value"} for held in cache.values()):
+    layers = [cache.get(layer, {}) for layer in range(max(cache) + 1)]
+    if all(held.keys() == {"key", "value"} for held in layers):
         return None
-    return ["full_attention" if "key" in held else "linear_attention" for _, held in sorted(cache.items())]
+    return ["full_attention" if "key" in held else "linear_attention" if held else "mlp" for held in layers]
 
 
 def _first(value: Any, default: int) -> int:

@@ -13,7 +13,7 @@ import torch
 
 import onnx_moe
 from onnx_moe.export import ExportReport, with_fp4_weights
-from onnx_moe.export.cache import cache_tensors
+from onnx_moe.export.cache import CacheLayout, find_cache_layout
 from tools.model_table.architectures import make_model
 from tools.model_table.compare import OnnxSteps, TorchSteps, padded_prompts, relative_error
 from tools.model_table.comparison import TOLERANCE
@@ -63,26 +63,28 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_prompts_and_two_steps(exported: Exported) -> None:
     input_ids, attention_mask = padded_prompts()
     decoder, model = OnnxSteps(exported.report.path, 3), TorchSteps(exported.model)
+    layout = find_cache_layout(exported.model)
     for _ in range(3):
         valid = attention_mask[:, -input_ids.shape[1] :].bool()
         expected = model.step(input_ids, attention_mask)
         assert relative_error(decoder.step(input_ids, attention_mask)[valid], expected[valid]) < TOLERANCE
-        check_cache(decoder, model, attention_mask)
+        check_cache(decoder, model, layout, attention_mask)
         input_ids = expected[:, -1:].argmax(-1)
         attention_mask = torch.cat([attention_mask, torch.ones_like(input_ids)], dim=1)
 
 
-def check_cache(decoder: OnnxSteps, model: TorchSteps, attention_mask: torch.Tensor) -> None:
+def check_cache(decoder: OnnxSteps, model: TorchSteps, layout: CacheLayout, attention_mask: torch.Tensor) -> None:
     """States, and what is kept of all tokens that are no padding. (Torch's sliding windows forget the oldest.)"""
-    for layer, name, axis, expected in cache_tensors(model.cache):
-        actual = torch.from_numpy(decoder.cache[f"past_key_values.{layer}.{name}"])
-        if axis is not None:
-            kept = expected.shape[axis]
-            assert actual.shape[axis] == attention_mask.shape[1]
+    names = layout.names("past_key_values")
+    for name, tensor, expected in zip(names, layout.tensors, layout.read(model.cache), strict=True):
+        actual = torch.from_numpy(decoder.cache[name])
+        if tensor.axis is not None:
+            kept = expected.shape[tensor.axis]
+            assert actual.shape[tensor.axis] == attention_mask.shape[1]
             valid = attention_mask[:, -kept:].bool()
-            actual = actual.movedim(axis, 1)[:, -kept:][valid]
-            expected = expected.movedim(axis, 1)[valid]
-        assert relative_error(actual, expected) < TOLERANCE, (layer, name)
+            actual = actual.movedim(tensor.axis, 1)[:, -kept:][valid]
+            expected = expected.movedim(tensor.axis, 1)[valid]
+        assert relative_error(actual, expected) < TOLERANCE, name
 
 
 def test_portable_bodies(exported: Exported) -> None:
