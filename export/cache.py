@@ -61,8 +61,9 @@ class CacheLayout:
     key_widths: Mapping[int, int]
 
     def names(self, prefix: str) -> list[str]:
-        """<prefix>.<layer>.<name> of each tensor."""
-        return [f"{prefix}.{tensor.layer}.{tensor.name}" for tensor in self.tensors]
+        """<prefix>.<n>.<name> of each tensor: n counts the layers that keep something."""
+        number = {layer: index for index, layer in enumerate(sorted({tensor.layer for tensor in self.tensors}))}
+        return [f"{prefix}.{number[tensor.layer]}.{tensor.name}" for tensor in self.tensors]
 
     def build(self, tensors: Sequence[torch.Tensor]) -> DynamicCache:
         """A cache that holds `tensors`, in the layout's order."""

@@ -1,14 +1,21 @@
-"""Parts of transformers' models that torch.export would tie to the example's sizes, made free of them."""
+"""Parts of transformers' models that torch.export would tie to the example's sizes, or ONNX has no operators for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
 from onnx_moe.export.patching import home_modules, replace_attribute
 from onnx_moe.export.recurrences import exportable_recurrences
+
+#: Modules that rotate by complex numbers, and the axis of heads of their queries.
+_COMPLEX_ROTATIONS = {
+    "transformers.models.deepseek_v2.modeling_deepseek_v2": 1,
+    "transformers.models.llama4.modeling_llama4": 2,
+}
 
 
 @contextmanager
@@ -20,9 +27,33 @@ def traceable(model: torch.nn.Module) -> Iterator[None]:
             # An indexer takes min(index_topk, tokens so far): Python's min would decide it for the example.
             if module.__name__.startswith("transformers.models."):
                 stack.enter_context(replace_attribute(module, "min", _minimum))
+            if module.__name__ in _COMPLEX_ROTATIONS:
+                rotate = _rotate_along(_COMPLEX_ROTATIONS[module.__name__])
+                stack.enter_context(replace_attribute(module, "apply_rotary_emb", rotate))
+                stack.enter_context(replace_attribute(torch, "polar", _polar))
         yield
 
 
-def _minimum(*values: object) -> object:
+def _minimum(*values: Any) -> Any:
     symbolic = len(values) == 2 and any(isinstance(value, torch.SymInt) for value in values)
-    return torch.sym_min(*values) if symbolic else min(*values)  # type: ignore[type-var]
+    return torch.sym_min(*values) if symbolic else min(*values)
+
+
+def _polar(absolute: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """Complex numbers as pairs [..., 2]."""
+    return torch.stack([absolute * angle.cos(), absolute * angle.sin()], dim=-1)
+
+
+def _rotate_along(heads: int) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """For `apply_rotary_emb`, with frequencies as pairs [B, S, D / 2, 2]."""
+
+    def rotate(xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        cosine, sine = freqs_cis.unsqueeze(heads).unbind(-1)
+        rotated = []
+        for x in (xq, xk):
+            real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+            pairs = torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], dim=-1)
+            rotated.append(pairs.flatten(-2).type_as(x))
+        return tuple(rotated)
+
+    return rotate

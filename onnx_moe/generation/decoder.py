@@ -1,4 +1,4 @@
-"""Steps of an exported decoder through I/O binding: what a step leaves in the cache is the next step's input as it is."""
+"""Steps of an exported decoder through I/O binding: what one leaves in the cache is the next one's input as it is."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def make_genai_config(
         "head_size": head_size,
         "hidden_size": text["hidden_size"],
         "num_attention_heads": text["num_attention_heads"],
-        "num_hidden_layers": max(cache) + 1,
+        "num_hidden_layers": len(cache),
         "num_key_value_heads": heads,
         "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", **_names(cache, "past")},
         "outputs": {"logits": "logits", **_names(cache, "present")},
@@ -110,8 +110,8 @@ def _cache_shapes(model: ir.Model) -> dict[int, dict[str, list[Any]]]:
         unknown = sorted(held.keys() - _TEMPLATES.keys())
         if unknown:
             raise InvalidModelError(
-                f"onnxruntime-genai keeps no {', '.join(unknown)}, which layer {layer} of this model needs: run it with "
-                "onnx_moe.generation."
+                f"onnxruntime-genai keeps no {', '.join(unknown)}, which layer {layer} of this model needs: run it "
+                "with onnx_moe.generation."
             )
     return shapes
 
@@ -124,10 +124,9 @@ def _names(cache: Mapping[int, Mapping[str, Any]], time: str) -> dict[str, str]:
 
 def _layer_types(cache: Mapping[int, Mapping[str, Any]]) -> list[str] | None:
     """What each layer keeps, where layers differ."""
-    layers = [cache.get(layer, {}) for layer in range(max(cache) + 1)]
-    if all(held.keys() == {"key", "value"} for held in layers):
+    if all(held.keys() == {"key", "value"} for held in cache.values()):
         return None
-    return ["full_attention" if "key" in held else "linear_attention" if held else "mlp" for held in layers]
+    return ["full_attention" if "key" in held else "linear_attention" for _, held in sorted(cache.items())]
 
 
 def _first(value: Any, default: int) -> int:

@@ -84,9 +84,9 @@ def renamed(**names: str) -> ir.Model:
 
 def test_states_beside_attention() -> None:
     model = renamed(past_key_values_0_value="past_key_values.0.conv_state")
-    model.graph.inputs[2].name = "past_key_values.2.key"
+    model.graph.inputs[2].name = "past_key_values.1.key"
     decoder = make_genai_config(model, CONFIG, {}, "plugin.so")["model"]["decoder"]
-    assert decoder["layer_types"] == ["linear_attention", "mlp", "full_attention"]
+    assert decoder["layer_types"] == ["linear_attention", "full_attention"]
     assert decoder["inputs"]["past_conv_names"] == "past_key_values.%d.conv_state"
 
 
