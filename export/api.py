@@ -17,6 +17,7 @@ import torch
 
 from onnx_moe.errors import ExportError
 from onnx_moe.export.decoder import find_decoder, make_decoder
+from onnx_moe.export.dense import check_dense, quantize_dense
 from onnx_moe.export.discovery import MoELayer, find_layers
 from onnx_moe.export.experts import Quantization, decoded_experts, fp4_experts
 from onnx_moe.export.finish import add_metadata, prepare_folder, save, tidy
@@ -76,6 +77,7 @@ def export(
     scale: str = "mse",
     accuracy_level: int = 0,
     weight_layout: str = "rows",
+    dense: str = "float",
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -95,6 +97,8 @@ def export(
     .value, outputs logits and present.N.key / .value, any batch and lengths, padded on the left or not.
     format, block_size, scale: of the FP4 weights, as in `quantize`. accuracy_level, weight_layout: as in
     MoEExpertGemmFP4; "interleaved" is the layout for CPUs, with the gate rows first.
+    dense: "int8" or "int4" makes MatMulNBits of the products outside the experts, with the same accuracy_level;
+    "float" keeps them in the module's precision. Embeddings stay.
     dynamic_shapes, input_names, output_names, opset: as in torch.onnx.export.
     fold_shared_experts: append shared experts of the routed experts' shape to them, in FP4, so that they cost no
     products of their own; False leaves them in the module's precision.
@@ -110,6 +114,7 @@ def export(
     tell = progress or (lambda _line: None)
     quantization = Quantization(format, block_size, scale, accuracy_level, weight_layout)
     validate_attributes(EXPERT_GEMM, quantization.attributes())
+    check_dense(dense)
     _check_module(module, path)
     prepare_folder(path)
     target = _target(module, example_inputs, dynamic_shapes, input_names, output_names)
@@ -128,7 +133,14 @@ def export(
             tell("tracing the module")
             model = _trace(target, example, opset)
             tidy(model, router_logits)
-            notes = {"version": version("onnx-moe"), "format": format, "scale": scale, "torch": torch.__version__}
+            quantize_dense(model, dense, accuracy_level)
+            notes = {
+                "version": version("onnx-moe"),
+                "format": format,
+                "scale": scale,
+                "dense": dense,
+                "torch": torch.__version__,
+            }
             add_metadata(model, notes)
             tell("writing the model")  # in here: the initializers are the module's tensors of this moment
             save(model, path, functions)

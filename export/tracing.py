@@ -31,6 +31,11 @@ def traceable(model: torch.nn.Module) -> Iterator[None]:
                 rotate = _rotate_along(_COMPLEX_ROTATIONS[module.__name__])
                 stack.enter_context(replace_attribute(module, "apply_rotary_emb", rotate))
                 stack.enter_context(replace_attribute(torch, "polar", _polar))
+        for child in model.modules():
+            if type(child).__name__ == "JetMoeMoA":
+                spread, combine = _attention_experts(child)
+                stack.enter_context(replace_attribute(child, "map", spread))
+                stack.enter_context(replace_attribute(child, "reduce", combine))
         yield
 
 
@@ -57,3 +62,26 @@ def _rotate_along(heads: int) -> Callable[..., tuple[torch.Tensor, ...]]:
         return tuple(rotated)
 
     return rotate
+
+
+def _attention_experts(experts: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """For JetMoE's mixture of attention: `map`, from [B, S, H] to queries of each slot [B, S, k, N], and `reduce`, the
+    way back. Its own count the tokens of each expert, which depends on the data.
+    """
+
+    def product(weight: torch.Tensor, ids: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return (weight[ids] @ x.unsqueeze(-1)).squeeze(-1)
+
+    def spread(layer_input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        logits = experts.router.layer(layer_input).float()
+        chosen, ids = logits.topk(experts.top_k, dim=-1)
+        gates = chosen.softmax(dim=-1).type_as(layer_input)
+        queries = product(experts.input_linear.weight, ids, layer_input.unsqueeze(-2))
+        return queries, logits.flatten(0, 1), (ids, gates)
+
+    def combine(layer_input: torch.Tensor, topology: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        ids, gates = topology
+        outputs = product(experts.output_linear.weight, ids, layer_input)
+        return (outputs * gates.unsqueeze(-1)).sum(dim=-2) + experts.bias
+
+    return spread, combine
