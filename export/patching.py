@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 @contextmanager
@@ -63,6 +64,11 @@ def replace_data(values: dict[torch.Tensor, torch.Tensor]) -> Iterator[None]:
     finally:
         for tensor, data in before.items():
             tensor.data = data
+
+
+def is_weightless(module: torch.nn.Module) -> bool:
+    """Whether `module` has parameters that hold no values: on the meta device, or fake."""
+    return any(parameter.is_meta or isinstance(parameter, FakeTensor) for parameter in module.parameters())
 
 
 @contextmanager

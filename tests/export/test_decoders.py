@@ -12,9 +12,12 @@ import pytest
 import torch
 
 import onnx_moe
+from onnx_moe.errors import ExportError
 from onnx_moe.export import ExportReport, with_fp4_weights
 from onnx_moe.export.cache import CacheLayout, find_cache_layout
-from tools.model_table.architectures import make_model
+from onnx_moe.export.decoder import find_decoder
+from onnx_moe.export.text_model import TextModel
+from tools.model_table.architectures import ARCHITECTURES, make_config, make_model
 from tools.model_table.compare import OnnxSteps, TorchSteps, padded_prompts, relative_error
 from tools.model_table.comparison import TOLERANCE
 
@@ -122,3 +125,36 @@ def test_float16(name: str, tmp_path: Path) -> None:
         exact = TorchSteps(model).step(input_ids, attention_mask)
     # Float16 rounds alike everywhere: ONNX Runtime must be about as near to float32 as Torch in float16 is.
     assert relative_error(actual[valid], exact[valid]) < 2 * relative_error(half[valid], exact[valid])
+
+
+def multimodal_model() -> Any:
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    text = make_config(ARCHITECTURES["qwen3_vl_moe_text"]).to_dict()
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 16}
+    config = Qwen3VLMoeConfig(text_config=text, vision_config=vision)
+    torch.manual_seed(0)
+    return Qwen3VLMoeForConditionalGeneration(config).eval()
+
+
+def test_text_model_of_a_multimodal_one() -> None:
+    model = multimodal_model()
+    decoder = find_decoder(model)
+    assert isinstance(decoder, TextModel)
+    assert decoder.language_model is model.model.language_model
+    own_forward = model.forward
+
+    def with_larger_logits(**inputs: Any) -> Any:
+        output = own_forward(**inputs)
+        output.logits = output.logits * 2
+        return output
+
+    model.forward = with_larger_logits
+    with pytest.raises(ExportError, match="makes other logits of text"):
+        find_decoder(model)
+
+
+@pytest.mark.parametrize("kind", ["minimax", "unlimited_ocr_text"])
+def test_caches_of_other_kinds(kind: str) -> None:
+    with pytest.raises(ExportError, match="keeps a cache of its own"):
+        find_cache_layout(make_model(kind))
