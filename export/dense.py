@@ -135,5 +135,6 @@ def _drop_unused(graph: ir.Graph, weights: list[_Weight]) -> None:
         for node in [usage.node for usage in weight.value.uses()]:
             if node.op_type == "Transpose" and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
                 graph.remove(node, safe=True)
-        if not weight.value.uses() and weight.value.name in graph.initializers:
-            del graph.initializers[weight.value.name]
+        name = weight.value.name
+        if name is not None and name in graph.initializers and not weight.value.uses():
+            del graph.initializers[name]

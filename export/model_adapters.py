@@ -51,7 +51,8 @@ def _adapt_jetmoe(module: Any) -> ExpertLayer:
         ids, weights, _ = torch.ops.onnx_moe.router(
             rows, module.router.layer.weight, None, None, top_k=module.router.top_k, scoring="softmax_after_topk"
         )
-        return (run(rows, ids, weights) + module.bias).view_as(layer_input)
+        output: torch.Tensor = run(rows, ids, weights) + module.bias
+        return output.view_as(layer_input)
 
     up, down = Projection(module.input_linear.weight), Projection(module.output_linear.weight)
     return ExpertLayer(up, down, _GATED, forward=forward, router="softmax after top-k")
@@ -67,7 +68,8 @@ def _adapt_longcat(module: Any) -> ExpertLayer:
         computed = expert_ids < count
         output = run(hidden_states, expert_ids * computed, expert_weights * computed)
         identity = (expert_weights * ~computed).sum(dim=-1, keepdim=True)
-        return output + hidden_states * identity.to(hidden_states.dtype)
+        summed: torch.Tensor = output + hidden_states * identity.to(hidden_states.dtype)
+        return summed
 
     up, down = Projection(module.gate_up_proj, experts=count), Projection(module.down_proj)
     return ExpertLayer(up, down, _GATED, forward=forward)

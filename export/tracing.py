@@ -82,6 +82,7 @@ def _attention_experts(experts: Any) -> tuple[Callable[..., Any], Callable[..., 
     def combine(layer_input: torch.Tensor, topology: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         ids, gates = topology
         outputs = product(experts.output_linear.weight, ids, layer_input)
-        return (outputs * gates.unsqueeze(-1)).sum(dim=-2) + experts.bias
+        output: torch.Tensor = (outputs * gates.unsqueeze(-1)).sum(dim=-2) + experts.bias
+        return output
 
     return spread, combine

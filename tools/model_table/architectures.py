@@ -123,6 +123,7 @@ _LIST = (
             "rope_parameters": {**_ROPE, "mrope_section": [3, 3, 2]},
         },
         text_model="Ernie4_5_VLMoeTextModel",
+        obstacle="its text model holds experts for images beside those for text, which text does not reach",
     ),
     Architecture("exaone_moe", "K-EXAONE", _HALF_SLIDING),
     Architecture("flex_olmo", "FlexOlmo"),
@@ -266,6 +267,7 @@ _LIST = (
         "Unlimited-OCR",
         {"mlp_layer_types": ["dense", "sparse"]},
         text_model="UnlimitedOcrTextModel",
+        obstacle="its cache keeps the prompt and a window of what follows, and counts both in Python",
     ),
     Architecture("zaya", "Zaya", {"num_experts_per_tok": 1, "router_hidden_size": 32}),
     # Not decorated with the hook of the experts: adapters.
