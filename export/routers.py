@@ -21,6 +21,9 @@ logger = logging.getLogger("onnx_moe")
 
 _ROWS = 64
 
+#: Relative differences of weights up to here are roundings of float32.
+_ROUNDING = 2e-6
+
 #: What models call the bias that is added to the scores for the choice alone.
 _CORRECTION_BIASES = ("e_score_correction_bias", "correction_bias", "expert_bias", "balancing_biases")
 
@@ -69,9 +72,12 @@ def match_router(module: torch.nn.Module, output: tuple[str, ...]) -> RouterMatc
         probe.run()
     except Exception as error:  # an unknown module may fail in any way
         return NoMatch(f"it does not run on random rows: {error}")
-    best = min(_agreeing(probe), key=lambda found: found[0], default=None)
-    if best is None:
+    agreeing = list(_agreeing(probe))
+    if not agreeing:
         return NoMatch("none of the known families agrees with it on random inputs")
+    # Families that differ by roundings alone are one, the first of them; an epsilon of 1e-6 makes more than a rounding.
+    exact = [found for found in agreeing if found[0] < _ROUNDING] or agreeing
+    best = min((found for found in exact if found[1] == exact[0][1]), key=lambda found: found[0])
     _, family, attributes, logits = best
     kinds = tuple(
         "own" if kind == "logits" and not _are_logits(result, logits) else kind
