@@ -10,6 +10,7 @@ import torch
 
 from onnx_moe.errors import ExportError
 from onnx_moe.export.layers import ExpertLayer, Projection
+from onnx_moe.export.model_adapters import MODEL_ADAPTERS
 from onnx_moe.operators import expert_gemm_attributes
 from onnx_moe.reference.expert_gemm import activate
 
@@ -36,6 +37,9 @@ def find_adapter(module: torch.nn.Module) -> Adapter | None:
     for module_class in type(module).__mro__:
         if module_class in _adapters:
             return _adapters[module_class]
+        name = f"{module_class.__module__}.{module_class.__qualname__}"
+        if name in MODEL_ADAPTERS:
+            return MODEL_ADAPTERS[name]
     return adapt_stacked_experts if _has_stacked_experts(module) else None
 
 

@@ -17,7 +17,8 @@ import torch
 
 from onnx_moe.errors import ExportError
 from onnx_moe.export.calibration import CalibratedLayer, calibrate_layers, calibration_runs, few_tokens_note
-from onnx_moe.export.decoder import Decoder, cache_layers, decoder_inputs, is_decoder
+from onnx_moe.export.decoder import find_decoder, make_decoder
+from onnx_moe.export.dense import check_dense, quantize_dense
 from onnx_moe.export.discovery import MoELayer, find_layers
 from onnx_moe.export.experts import Quantization, decoded_experts, fp4_experts
 from onnx_moe.export.finish import add_metadata, prepare_folder, save, tidy
@@ -82,6 +83,7 @@ def export(
     scale: str = "mse",
     accuracy_level: int = 0,
     weight_layout: str = "rows",
+    dense: str = "float",
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -103,6 +105,8 @@ def export(
     .value, outputs logits and present.N.key / .value, any batch and lengths, padded on the left or not.
     format, block_size, scale: of the FP4 weights, as in `quantize`. accuracy_level, weight_layout: as in
     MoEExpertGemmFP4; "interleaved" is the layout for CPUs, with the gate rows first.
+    dense: "int8" or "int4" makes MatMulNBits of the products outside the experts, with the same accuracy_level;
+    "float" keeps them in the module's precision. Embeddings stay.
     dynamic_shapes, input_names, output_names, opset: as in torch.onnx.export.
     fold_shared_experts: append shared experts of the routed experts' shape to them, in FP4, so that they cost no
     products of their own; False leaves them in the module's precision.
@@ -121,6 +125,7 @@ def export(
     tell = progress or (lambda _line: None)
     quantization = Quantization(format, block_size, scale, accuracy_level, weight_layout)
     validate_attributes(EXPERT_GEMM, quantization.attributes())
+    check_dense(dense)
     _check_module(module, path)
     prepare_folder(path)
     target = _target(module, example_inputs, dynamic_shapes, input_names, output_names)
@@ -144,7 +149,14 @@ def export(
             tidy(model, router_logits)
             if next_gates:
                 add_next_gates(model)
-            notes = {"version": version("onnx-moe"), "format": format, "scale": scale, "torch": torch.__version__}
+            quantize_dense(model, dense, accuracy_level)
+            notes = {
+                "version": version("onnx-moe"),
+                "format": format,
+                "scale": scale,
+                "dense": dense,
+                "torch": torch.__version__,
+            }
             notes |= {"calibration": "second-order"} if calibrated else {}
             notes |= {"source": str(module.name_or_path)} if getattr(module, "name_or_path", "") else {}
             add_metadata(model, notes)
@@ -197,7 +209,7 @@ def _calibrate(
         return {}
     if quantization.scale != "mse":
         raise ExportError(f"calibrate is given, which does not follow scale={quantization.scale!r}: leave scale out.")
-    if isinstance(calibrate, str | os.PathLike) and not is_decoder(module):
+    if isinstance(calibrate, str | os.PathLike) and find_decoder(module) is None:
         raise ExportError(
             f"calibrate is a text, but {type(module).__name__} is no causal language model of transformers: give a "
             "list of positional inputs."
@@ -228,7 +240,8 @@ def _target(
                 f"example_inputs is a {type(example_inputs).__name__}: pass a tuple of positional inputs, such as (x,)."
             )
         return _Target(module, tuple(example_inputs), dynamic_shapes, input_names, output_names)
-    if not is_decoder(module):
+    model = find_decoder(module)
+    if model is None:
         raise ExportError(
             f"example_inputs is None, but {type(module).__name__} is no causal language model of transformers: pass "
             "a tuple of inputs that run it."
@@ -239,9 +252,8 @@ def _target(
             "or pass example_inputs."
         )
     with _evaluating(module):
-        dtype = next(parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
-        inputs = decoder_inputs(cache_layers(module), dtype)
-    return _Target(Decoder(module), inputs.example, inputs.dynamic_shapes, inputs.input_names, inputs.output_names)
+        decoder, inputs = make_decoder(model)
+    return _Target(decoder, inputs.example, inputs.dynamic_shapes, inputs.input_names, inputs.output_names)
 
 
 @contextmanager
@@ -301,7 +313,10 @@ def _check_routers(layers: list[MoELayer]) -> None:
 
 def _describe(layer: MoELayer) -> ExportedLayer:
     up, down = layer.experts.up.matrix, layer.experts.down.matrix
-    router = layer.router.family if isinstance(layer.router, RouterMatch) else f"ordinary ops: {layer.router.reason}"
+    router = layer.experts.router  # of a module that routes by itself
+    if not router:
+        match = layer.router
+        router = match.family if isinstance(match, RouterMatch) else f"ordinary ops: {match.reason}"
     return ExportedLayer(
         path=layer.path,
         num_experts=layer.experts.num_experts,

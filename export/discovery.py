@@ -39,7 +39,8 @@ def find_layers(module: torch.nn.Module, run: Callable[[], object], fold_shared_
 
     The call is made with experts that return zeros: it shows which tensors reach the experts, not what comes out.
     """
-    experts = {path: found for path, found in module.named_modules() if find_adapter(found) is not None}
+    adapters = {path: (found, find_adapter(found)) for path, found in module.named_modules()}
+    experts = {path: adapter(found) for path, (found, adapter) in adapters.items() if adapter is not None}
     if not experts:
         raise ExportError(
             f"{type(module).__name__} holds no MoE layer that is known: experts modules of transformers ≥ 5 and "
@@ -47,13 +48,13 @@ def find_layers(module: torch.nn.Module, run: Callable[[], object], fold_shared_
         )
     calls = _record_calls(module, experts, run)
     layers = []
-    for path, experts_module in experts.items():
+    for path, description in experts.items():
         if path not in calls:
             raise ExportError(
                 f"The example inputs do not reach the experts {path or type(module).__name__!r}: choose inputs that "
                 "run every layer."
             )
-        layers.append(_describe(module, path, experts_module, calls[path], fold_shared_experts))
+        layers.append(_describe(module, path, description, calls[path], fold_shared_experts))
     return layers
 
 
@@ -67,7 +68,7 @@ class _Call:
 
 
 def _record_calls(
-    module: torch.nn.Module, experts: dict[str, torch.nn.Module], run: Callable[[], object]
+    module: torch.nn.Module, experts: dict[str, ExpertLayer], run: Callable[[], object]
 ) -> dict[str, _Call]:
     # Tensors are recognised by identity, so all of them are kept alive until the end.
     producers: dict[int, tuple[str, int, int]] = {}
@@ -84,11 +85,19 @@ def _record_calls(
 
         return hook
 
-    def stub(path: str) -> Callable[..., torch.Tensor]:
-        def forward(hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+    def stub(path: str) -> Callable[..., Any]:
+        outer = experts[path].forward
+
+        def record(hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
             tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, torch.Tensor)]
-            calls[path] = _describe_call(tensors, producers)
-            return torch.zeros_like(hidden_states)
+            if path not in calls or calls[path].top_k == 0:
+                calls[path] = _describe_call(tensors, producers)
+            has_slots = bool(tensors) and hidden_states.ndim > tensors[0].ndim  # a row for each slot
+            return torch.zeros_like(hidden_states[..., 0, :] if has_slots else hidden_states)
+
+        def forward(*arguments: Any, **keywords: Any) -> Any:
+            zeros = record(*arguments, **keywords)
+            return zeros if outer is None else outer(record, *arguments, **keywords)
 
         return forward
 
@@ -96,8 +105,8 @@ def _record_calls(
         for path, child in module.named_modules():
             handle = child.register_forward_hook(remember(path))
             stack.callback(handle.remove)
-        for path, child in experts.items():
-            stack.enter_context(replace_forward(child, stub(path)))
+        for path in experts:
+            stack.enter_context(replace_forward(module.get_submodule(path), stub(path)))
         _run_examples(module, run)
     return calls
 
@@ -128,11 +137,9 @@ def _describe_call(tensors: Sequence[torch.Tensor], producers: dict[int, tuple[s
 
 
 def _describe(
-    module: torch.nn.Module, path: str, experts_module: torch.nn.Module, call: _Call, fold_shared_experts: bool
+    module: torch.nn.Module, path: str, experts: ExpertLayer, call: _Call, fold_shared_experts: bool
 ) -> MoELayer:
-    adapter = find_adapter(experts_module)
-    assert adapter is not None
-    layer = MoELayer(path, experts_module, adapter(experts_module), call.top_k)
+    layer = MoELayer(path, module.get_submodule(path), experts, call.top_k)
     if call.router_path is not None:
         layer.router_path = call.router_path
         layer.router_module = module.get_submodule(call.router_path)
@@ -185,8 +192,10 @@ def _is_added(block: torch.nn.Module, layer: MoELayer, shared: torch.nn.Module) 
     try:
         with torch.no_grad(), replace_forward(layer.experts_module, made_up):
             output = block(x)
-    except Exception as error:  # a block may want other inputs
-        logger.info("%s: the block does not run on hidden states alone: %s.", layer.path, error)
+            with replace_forward(shared, lambda *_arguments, **_keywords: 0):
+                block(x)  # as it will run once its shared experts ride with the others
+    except Exception as error:  # a block may want other inputs, or more of its shared experts than a sum
+        logger.info("%s: the block does not run on hidden states and routed experts alone: %s.", layer.path, error)
         return False
     output = output[0] if isinstance(output, tuple) else output
     with torch.no_grad():

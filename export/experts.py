@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from onnx_moe.errors import ExportError, OnnxMoeError
 from onnx_moe.export.discovery import MoELayer
 from onnx_moe.export.layers import Projection
 from onnx_moe.export.patching import replace_data, replace_forward, replace_parameters
-from onnx_moe.export.routers import RouterMatch
+from onnx_moe.export.routers import RouterMatch, get_tensor
 from onnx_moe.formats import get_format
 from onnx_moe.layout import CODE_BYTES, SCALES, interleave
 from onnx_moe.quantization import QuantizedWeights, dequantize, quantize
@@ -108,7 +109,7 @@ def _fp4_buffers(quantization: Quantization, quantized: list[QuantizedWeights]) 
 def _projection_tensors(layer: MoELayer) -> list[torch.Tensor]:
     """The tensors that FP4 buffers stand for."""
     projections = (layer.experts.up, layer.experts.down)
-    tensors = (tensor for projection in projections for tensor in (projection.parameter, projection.bias))
+    tensors = (tensor for projection in projections for tensor in (*projection.parameters, projection.bias))
     return [tensor for tensor in tensors if tensor is not None]
 
 
@@ -184,17 +185,20 @@ def _run_experts(layer: MoELayer, quantization: Quantization) -> Callable[..., t
     return lambda *arguments, **keywords: outer(forward, *arguments, **keywords)
 
 
-def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[..., tuple[torch.Tensor, ...]]:
     num_shared = 0 if layer.shared is None else layer.shared.count
     module: Any = layer.router_module
     own_forward = module.forward
+    signature = inspect.signature(own_forward)
     shared = {"num_shared_experts": num_shared} if num_shared else {}
 
-    def forward(hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> tuple[torch.Tensor, ...]:
         rows = hidden_states if match.keeps_dimensions else hidden_states.reshape(-1, hidden_states.shape[-1])
         # By name and at run time, so that the trace sees the module's own parameters.
-        weight, bias, correction = (getattr(module, name) if name else None for name in match.tensors)
-        correction = None if correction is None else correction.float()
+        weight, bias, correction = (get_tensor(module, name) for name in match.tensors)
+        if match.correction_argument is not None:
+            correction = signature.bind(hidden_states, *arguments, **keywords).arguments[match.correction_argument]
+        correction = None if correction is None else correction.reshape(-1).float()
         ids, weights, logits = torch.ops.onnx_moe.router(
             rows, weight, bias, correction, None, **match.attributes, **shared
         )
@@ -202,7 +206,7 @@ def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[[torch.Tensor],
         if "own" not in match.output:
             return tuple(values[name] for name in match.output)
         # What nobody reads of the module's own computation leaves the graph as dead code.
-        own = own_forward(hidden_states)
+        own = own_forward(hidden_states, *arguments, **keywords)
         return tuple(values.get(name, result) for name, result in zip(match.output, own, strict=True))
 
     return forward
@@ -239,9 +243,10 @@ def _check_own_tensors(layer: MoELayer) -> None:
     """ExportError if an adapter made tensors up: giving them values would not change the module."""
     own = {id(tensor) for tensor in (*layer.experts_module.parameters(), *layer.experts_module.buffers())}
     for projection in (layer.experts.up, layer.experts.down):
-        if id(projection.parameter) not in own:
+        made_up = [parameter for parameter in projection.parameters if id(parameter) not in own]
+        if made_up:
             raise ExportError(
-                f"{layer.path or 'the module'}: its adapter describes a tensor {list(projection.parameter.shape)} that "
+                f"{layer.path or 'the module'}: its adapter describes a tensor {list(made_up[0].shape)} that "
                 "is no parameter of the module, so that decoded FP4 values cannot be put into it: put the values of "
                 "dequantize(quantize(...)) into your module, or hold the parameters stacked."
             )
@@ -252,8 +257,7 @@ def decoded_values(layer: MoELayer, decoded: list[list[NDArray[np.float32]]]) ->
     _check_own_tensors(layer)
     values: dict[torch.Tensor, torch.Tensor] = {}
     for projection, parts in zip((layer.experts.up, layer.experts.down), decoded, strict=True):
-        routed = torch.from_numpy(parts[0]).to(projection.parameter.dtype)
-        values[projection.parameter] = routed.transpose(1, 2).contiguous() if projection.transposed else routed
+        values |= projection.values(torch.from_numpy(parts[0]).to(projection.matrix.dtype))
     if layer.shared is not None:
         up, down = (torch.from_numpy(parts[1]).to(layer.shared.gate.dtype) for parts in decoded)
         gates, ups = up.chunk(2, dim=1)

@@ -11,20 +11,48 @@ import torch
 
 @dataclass
 class Projection:
-    """One projection of all experts: `parameter` [E, N, K], or [E, K, N] when `transposed`; bias [E, N] or None."""
+    """One projection of all experts: `parameter` [E, N, K], or [E, K, N] when `transposed`; bias [E, N] or None.
+
+    parts: further parameters of the same form, whose rows follow along N. experts: E, where the parameters are
+    flattened to [E · N, K], or hold more than the experts' matrices, which come first.
+    """
 
     parameter: torch.Tensor
     transposed: bool = False
     bias: torch.Tensor | None = None
+    parts: tuple[torch.Tensor, ...] = ()
+    experts: int | None = None
+
+    @property
+    def parameters(self) -> tuple[torch.Tensor, ...]:
+        """All tensors that hold the weights."""
+        return (self.parameter, *self.parts)
 
     @property
     def matrix(self) -> torch.Tensor:
-        """A view [E, N, K] of the parameter."""
-        return self.parameter.detach().transpose(1, 2) if self.transposed else self.parameter.detach()
+        """The weights [E, N, K]: a view of the parameter where it is the only one."""
+        matrices = [self._as_matrix(parameter) for parameter in self.parameters]
+        return matrices[0] if len(matrices) == 1 else torch.cat(matrices, dim=1)
 
     @property
     def num_experts(self) -> int:
-        return int(self.parameter.shape[0])
+        return int(self.parameter.shape[0]) if self.experts is None else self.experts
+
+    def values(self, matrix: torch.Tensor) -> dict[torch.Tensor, torch.Tensor]:
+        """What each parameter must hold for the weights to be `matrix` [E, N, K]."""
+        sizes = [self._as_matrix(parameter).shape[1] for parameter in self.parameters]
+        values = {}
+        for parameter, part in zip(self.parameters, matrix.split(sizes, dim=1), strict=True):
+            part = part.transpose(1, 2) if self.transposed else part
+            rest = parameter.detach()[self.num_experts :] if parameter.ndim == 3 else parameter.detach()[:0]
+            values[parameter] = torch.cat([part.reshape(-1, *parameter.shape[1:]), rest])
+        return values
+
+    def _as_matrix(self, parameter: torch.Tensor) -> torch.Tensor:
+        tensor = parameter.detach()
+        if self.experts is not None:
+            tensor = tensor.unflatten(0, (self.experts, -1)) if tensor.ndim == 2 else tensor[: self.experts]
+        return tensor.transpose(1, 2) if self.transposed else tensor
 
 
 class RunExperts(Protocol):
@@ -43,14 +71,16 @@ class ExpertLayer:
     gate_layout, alpha, beta, limit) for the first product; `gate` replaces them by a Torch function of its products
     [T, k, N], exported as ordinary operators, when no attributes describe it.
     forward: how the module's forward uses the experts, given them and its own arguments; by default they are
-    (hidden_states, expert_ids, expert_weights), as in transformers' experts modules.
+    (hidden_states, expert_ids, expert_weights), as in transformers' experts modules. router: for a module that routes
+    by itself, how, in a word or two.
     """
 
     up: Projection
     down: Projection
     activation: dict[str, Any] = field(default_factory=dict)
     gate: Callable[[torch.Tensor], torch.Tensor] | None = None
-    forward: Callable[..., torch.Tensor] | None = None
+    forward: Callable[..., Any] | None = None
+    router: str = ""
 
     @property
     def num_experts(self) -> int:

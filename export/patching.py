@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 @contextmanager
-def replace_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Calls of `module` run `forward` inside the block."""
-    had_own = "forward" in module.__dict__
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
+def replace_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name` is `value` inside the block; of a module, a built-in function of that name is hidden by it."""
+    had_own = name in owner.__dict__
+    before = owner.__dict__.get(name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
         if had_own:
-            module.__dict__["forward"] = before
+            setattr(owner, name, before)
         else:
-            del module.__dict__["forward"]
+            delattr(owner, name)
+
+
+def replace_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Calls of `module` run `forward` inside the block."""
+    return replace_attribute(module, "forward", forward)
+
+
+def home_modules(model: torch.nn.Module) -> set[ModuleType]:
+    """The Python modules that define `model` and its parts."""
+    return {sys.modules[type(child).__module__] for child in model.modules()}
 
 
 @contextmanager
@@ -51,6 +64,11 @@ def replace_data(values: dict[torch.Tensor, torch.Tensor]) -> Iterator[None]:
     finally:
         for tensor, data in before.items():
             tensor.data = data
+
+
+def is_weightless(module: torch.nn.Module) -> bool:
+    """Whether `module` has parameters that hold no values: on the meta device, or fake."""
+    return any(parameter.is_meta or isinstance(parameter, FakeTensor) for parameter in module.parameters())
 
 
 @contextmanager

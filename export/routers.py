@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import logging
+import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +21,14 @@ logger = logging.getLogger("onnx_moe")
 
 _ROWS = 64
 
+#: Relative differences of weights up to here are roundings of float32.
+_ROUNDING = 2e-6
+
 #: What models call the bias that is added to the scores for the choice alone.
-_CORRECTION_BIASES = ("e_score_correction_bias", "correction_bias", "expert_bias")
+_CORRECTION_BIASES = ("e_score_correction_bias", "correction_bias", "expert_bias", "balancing_biases")
+
+#: What models call the factor of the weights.
+_SCALING_FACTORS = ("routed_scaling_factor", "route_scale", "router_scaling_factor")
 
 
 @dataclass
@@ -27,12 +36,14 @@ class RouterMatch:
     """The attributes of MoERouter that compute a router; its family in a word or two.
 
     tensors: names of the module's matrix [E, H], logits' bias and correction bias, None where it has none.
+    correction_argument: name of forward's argument that is the correction bias, where the module holds none.
     output: which of (logits, weights, ids) each element of the module's output is; "own" for what MoERouter does not
     compute. keeps_dimensions: whether it answers [..., k] to [..., H], not [T, k].
     """
 
     family: str
     tensors: tuple[str, str | None, str | None]
+    correction_argument: str | None
     attributes: dict[str, Any]
     output: tuple[str, ...]
     keeps_dimensions: bool
@@ -50,31 +61,86 @@ def match_router(module: torch.nn.Module, output: tuple[str, ...]) -> RouterMatc
 
     The tensors of a copy are filled with random values first, so that a bias that is zero so far has an effect.
     """
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
-        return NoMatch("it has no weight of shape [experts, hidden]")
-    tensors = ("weight", _tensor_name(module, "bias"), _tensor_name(module, *_CORRECTION_BIASES))
-    probe = _random_copy(module)
-    hidden_states = torch.randn(_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(1))
+    weight_name = _weight_name(module)
+    if weight_name is None:
+        return NoMatch("it has no weight of shape [experts, hidden], or several")
+    home = weight_name.rpartition("weight")[0]
+    tensors = (weight_name, _tensor_name(module, f"{home}bias"), _tensor_name(module, *_CORRECTION_BIASES))
+    argument = None if tensors[2] else _correction_argument(module)
+    probe = _Probe(_random_copy(module), tensors, argument, output)
     try:
-        with torch.no_grad():
-            results = probe(hidden_states)
+        probe.run()
     except Exception as error:  # an unknown module may fail in any way
         return NoMatch(f"it does not run on random rows: {error}")
-    actual = dict(zip(output, results, strict=False))
-    probe_tensors = [getattr(probe, name) if name else None for name in tensors]
-    for family, attributes in _families(module, actual["ids"].shape[-1]):
+    agreeing = list(_agreeing(probe))
+    if not agreeing:
+        return NoMatch("none of the known families agrees with it on random inputs")
+    # Families that differ by roundings alone are one, the first of them; an epsilon of 1e-6 makes more than a rounding.
+    exact = [found for found in agreeing if found[0] < _ROUNDING] or agreeing
+    best = min((found for found in exact if found[1] == exact[0][1]), key=lambda found: found[0])
+    _, family, attributes, logits = best
+    kinds = tuple(
+        "own" if kind == "logits" and not _are_logits(result, logits) else kind
+        for kind, result in zip(output, probe.results, strict=True)
+    )
+    return RouterMatch(family, tensors, argument, attributes, kinds, probe.keeps_dimensions())
+
+
+@dataclass
+class _Probe:
+    """A copy of a router with random tensors, and what it answers to random rows."""
+
+    module: torch.nn.Module
+    names: tuple[str, str | None, str | None]
+    argument: str | None
+    output: tuple[str, ...]
+    results: tuple[torch.Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        weight, bias, correction = (get_tensor(self.module, name) for name in self.names)
+        assert weight is not None
+        if self.argument is not None:
+            correction = torch.randn(weight.shape[0], generator=generator) * 0.1
+        self.keywords = {} if self.argument is None else {self.argument: correction}
+        self.tensors = (weight, bias, None if correction is None else correction.reshape(-1))
+        self.hidden_states = torch.randn(_ROWS, weight.shape[1], generator=generator)
+
+    def run(self) -> None:
+        """Calls the router on rows; on a batch of rows if it takes no less."""
+        with torch.no_grad():
+            try:
+                self.results = self.module(self.hidden_states, **self.keywords)
+            except Exception:  # a router of batches
+                self.results = self.module(self.hidden_states[None], **self.keywords)
+
+    def keeps_dimensions(self) -> bool:
         try:
-            ids, weights, logits = router(hidden_states, *probe_tensors, **attributes)
+            with torch.no_grad():
+                results = self.module(self.hidden_states.unflatten(0, (2, -1)), **self.keywords)
+        except Exception:  # a router of rows: it is never called with more dimensions
+            return False
+        ids: torch.Tensor = results[self.output.index("ids")]
+        return ids.ndim == 3
+
+
+def _agreeing(probe: _Probe) -> Iterator[tuple[float, str, dict[str, Any], torch.Tensor]]:
+    """(error, family, attributes, logits) of each form of MoERouter that agrees with the probe."""
+    actual = dict(zip(probe.output, probe.results, strict=False))
+    ids, weights = (actual[name].reshape(_ROWS, -1) for name in ("ids", "weights"))
+    for family, attributes in _families(probe.module, ids.shape[-1]):
+        try:
+            our_ids, our_weights, logits = router(probe.hidden_states, *probe.tensors, **attributes)
         except OnnxMoeError:
             continue
-        if _agree(actual["ids"], actual["weights"], ids, weights):
-            kinds = tuple(
-                "own" if kind == "logits" and not _are_logits(result, logits) else kind
-                for kind, result in zip(output, results, strict=True)
-            )
-            return RouterMatch(family, tensors, attributes, kinds, _keeps_dimensions(probe, hidden_states, output))
-    return NoMatch("none of the known families agrees with it on random inputs")
+        error = _disagreement(ids, weights, our_ids, our_weights)
+        if error < 1e-4:
+            yield error, family, attributes, logits
+
+
+def get_tensor(module: torch.nn.Module, name: str | None) -> torch.Tensor | None:
+    """The tensor "gate.weight" of `module`; None for None."""
+    return None if name is None else operator.attrgetter(name)(module)
 
 
 def _are_logits(result: Any, logits: torch.Tensor) -> bool:
@@ -85,19 +151,27 @@ def _are_logits(result: Any, logits: torch.Tensor) -> bool:
     )
 
 
-def _keeps_dimensions(probe: torch.nn.Module, hidden_states: torch.Tensor, output: tuple[str, ...]) -> bool:
-    try:
-        with torch.no_grad():
-            results = probe(hidden_states.unflatten(0, (2, -1)))
-    except Exception:  # a router of rows: it is never called with more dimensions
-        return False
-    ids: torch.Tensor = results[output.index("ids")]
-    return ids.ndim == 3
+def _weight_name(module: torch.nn.Module) -> str | None:
+    """The name of its only matrix."""
+    names = [name for name, parameter in module.named_parameters() if parameter.ndim == 2]
+    names = [name for name in names if name.endswith("weight")]
+    return names[0] if len(names) == 1 else None
 
 
 def _tensor_name(module: torch.nn.Module, *names: str) -> str | None:
-    """The first of `names` under which `module` has a tensor."""
-    return next((name for name in names if isinstance(getattr(module, name, None), torch.Tensor)), None)
+    """The first tensor of `module` with such a name, or with such a name behind a submodule's."""
+    tensors = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
+    for name in names:
+        found = [path for path in tensors if path == name or path.endswith(f".{name}")]
+        if found:
+            return found[0]
+    return None
+
+
+def _correction_argument(module: torch.nn.Module) -> str | None:
+    """The argument of forward that is the correction bias: some blocks hold it, and not their router."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in _CORRECTION_BIASES if name in parameters), None)
 
 
 def _random_copy(module: torch.nn.Module) -> torch.nn.Module:
@@ -111,20 +185,23 @@ def _random_copy(module: torch.nn.Module) -> torch.nn.Module:
     return probe
 
 
-def _agree(ids: torch.Tensor, weights: torch.Tensor, our_ids: torch.Tensor, our_weights: torch.Tensor) -> bool:
-    """Whether each row chooses the same experts with the same weights, in whatever order."""
+def _disagreement(ids: torch.Tensor, weights: torch.Tensor, our_ids: torch.Tensor, our_weights: torch.Tensor) -> float:
+    """The largest relative difference of weights; infinity where a row chooses other experts, in whatever order."""
     if ids.shape != our_ids.shape:
-        return False
+        return math.inf
     order, our_order = ids.argsort(-1), our_ids.argsort(-1)
     if not torch.equal(ids.gather(-1, order), our_ids.gather(-1, our_order).to(ids.dtype)):
-        return False
-    return torch.allclose(weights.float().gather(-1, order), our_weights.gather(-1, our_order), rtol=1e-4, atol=1e-6)
+        return math.inf
+    ours = our_weights.detach().gather(-1, our_order)
+    return float(((weights.detach().float().gather(-1, order) - ours).abs() / (ours.abs() + 1e-3)).max())
 
 
 def _families(module: torch.nn.Module, top_k: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Known ways from logits to weights, with the module's own numbers."""
     facts: Any = module
-    scaling_factors = dict.fromkeys((float(getattr(facts, "routed_scaling_factor", 1.0)), 1.0))
+    factors = (getattr(facts, name, None) for name in _SCALING_FACTORS)
+    scaling_factors = dict.fromkeys((*(float(factor) for factor in factors if factor is not None), 1.0))
+    norm_min = float(getattr(facts, "norm_min", 0.0))
     groups = int(getattr(facts, "num_group", None) or getattr(facts, "n_group", None) or 1)
     top_k_groups = int(getattr(facts, "topk_group", None) or 1)
     group_forms: list[dict[str, Any]] = [{}]
@@ -136,7 +213,9 @@ def _families(module: torch.nn.Module, top_k: int) -> Iterator[tuple[str, dict[s
         ("sigmoid after top-k", {"scoring": "sigmoid_after_topk"}),
     ]
     for scoring in ("softmax", "sigmoid", "sqrt_softplus"):
-        forms.append((f"{scoring}, normalized", {"scoring": scoring, "normalize": 1, "norm_epsilon": 1e-20}))
+        normalized = {"scoring": scoring, "normalize": 1}
+        forms += [(f"{scoring}, normalized", {**normalized, "norm_epsilon": epsilon}) for epsilon in (1e-20, 1e-6)]
+        forms.append((f"{scoring}, normalized", {**normalized, "norm_min": norm_min}))
         forms.append((scoring, {"scoring": scoring}))
     for (family, form), group, factor in itertools.product(forms, reversed(group_forms), scaling_factors):
         name = f"{family}, {groups} groups" if group else family

@@ -13,8 +13,8 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from onnx_moe.demo.decoder import OnnxDecoder
 from onnx_moe.errors import InvalidModelError
+from onnx_moe.generation import DecoderSession
 from onnx_moe.layout import CODE_BYTES, SCALES, deinterleave
 from onnx_moe.operators import BLOCK, DOMAIN, EXPERT_GEMM, ExpertGemmAttributes, expert_gemm_attributes
 from onnx_moe.reference.decode import decode_weights
@@ -85,13 +85,13 @@ class ExportedModel:
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry(_DATA_FOLDER, str(path.parent.resolve()))
         session = make_session(ir.to_proto(model).SerializeToString(), options)
-        self._decoder = OnnxDecoder(session)
+        self._decoder = DecoderSession(session)
         self._session = session
 
     def run(self, input_ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], list[LayerRun]]:
         """Logits [B, S, V] of token ids [B, S], and what each layer did."""
         feeds: dict[str, Any] = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
-        feeds.update(self._decoder.empty_cache(len(input_ids)))
+        feeds.update(self._decoder.read(self._decoder.empty_cache(len(input_ids))))
         logits, *probes = self._session.run(["logits", *self._probes], feeds)
         runs = []
         for x, ids, weights, y, stream in (probes[start : start + 5] for start in range(0, len(probes), 5)):

@@ -13,6 +13,7 @@ from onnx_moe.cli.bench import bench
 from onnx_moe.cli.demo import demo
 from onnx_moe.cli.doctor import doctor
 from onnx_moe.cli.export import export
+from onnx_moe.cli.generate import generate
 from onnx_moe.cli.inspect import inspect
 from onnx_moe.cli.plan import plan
 from onnx_moe.cli.profile import profile
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(export)
+app.command()(generate)
 app.command()(inspect)
 app.command()(doctor)
 app.command()(accuracy)

@@ -32,6 +32,9 @@ def export(
     layout: Annotated[
         str, typer.Option(help="Of the weights: rows, as checkpoints have them, or interleaved, faster on CPUs.")
     ] = "rows",
+    dense: Annotated[
+        str, typer.Option(help="Weights outside the experts: float as they are, int8 or int4 for MatMulNBits.")
+    ] = "float",
     fold_shared_experts: Annotated[bool, typer.Option(help="Append shared experts to the routed ones, in FP4.")] = True,
     router_logits: Annotated[
         bool, typer.Option("--router-logits", help="Make the routers' logits outputs, too.")
@@ -57,6 +60,7 @@ def export(
             scale=scale,
             accuracy_level=accuracy_level,
             weight_layout=layout,
+            dense=dense,
             fold_shared_experts=fold_shared_experts,
             router_logits=router_logits,
             functions=functions,

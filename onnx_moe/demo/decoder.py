@@ -1,70 +1,28 @@
-"""Running an exported decoder: greedy text and perplexity through its KV cache."""
+"""Running an exported decoder for the demo: greedy text and perplexity."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+from onnx_moe.generation import DecoderSession, generate_tokens
 
 
-class OnnxDecoder:
-    """An exported decoder: inputs input_ids, attention_mask and past_key_values.N.key / .value, outputs logits and
-    present.N.key / .value.
-    """
+def write_greedily(session: onnxruntime.InferenceSession, prompt: NDArray[np.int64], new_tokens: int) -> list[int]:
+    """The `new_tokens` likeliest tokens, one after another, behind `prompt` [tokens]."""
+    return list(generate_tokens(DecoderSession(session), prompt.tolist(), new_tokens))
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self._session = session
-        self._past = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
-        self._outputs = ["logits", *(value.name.replace("past_key_values", "present") for value in self._past)]
 
-    def empty_cache(self, batch: int) -> dict[str, NDArray[np.generic]]:
-        """A cache of no tokens for `batch` rows."""
-        cache: dict[str, NDArray[np.generic]] = {}
-        for value in self._past:
-            _, heads, _, width = value.shape
-            cache[value.name] = np.zeros((batch, heads, 0, width), _NUMPY_TYPES[value.type])
-        return cache
-
-    def step(
-        self,
-        input_ids: NDArray[np.int64],
-        attention_mask: NDArray[np.int64],
-        cache: dict[str, NDArray[np.generic]],
-    ) -> tuple[NDArray[np.floating], dict[str, NDArray[np.generic]]]:
-        """Logits [batch, tokens, vocabulary] of `input_ids` [batch, tokens] after `cache`, and the cache then."""
-        logits, *present = self._session.run(
-            self._outputs, {"input_ids": input_ids, "attention_mask": attention_mask, **cache}
-        )
-        return logits, {value.name: tensor for value, tensor in zip(self._past, present, strict=True)}
-
-    def tokens(self, prompt: NDArray[np.int64]) -> Iterator[int]:
-        """The likeliest tokens, one after another, behind `prompt` [tokens]: each is computed when it is asked for."""
-        cache = self.empty_cache(1)
-        input_ids = prompt[None]
-        for length in itertools.count(len(prompt)):
-            logits, cache = self.step(input_ids, np.ones((1, length), np.int64), cache)
-            token = int(logits[0, -1].argmax())
-            yield token
-            input_ids = np.array([[token]], np.int64)
-
-    def greedy(self, prompt: NDArray[np.int64], new_tokens: int) -> list[int]:
-        """The first `new_tokens` of `tokens`."""
-        return list(itertools.islice(self.tokens(prompt), new_tokens))
-
-    def perplexity(self, windows: NDArray[np.int64]) -> float:
-        """exp of the mean negative log likelihood of each window's tokens [windows, tokens] but its first."""
-        return perplexity(
-            np.stack(
-                [self.step(row[None], np.ones((1, len(row)), np.int64), self.empty_cache(1))[0][0] for row in windows]
-            ),
-            windows,
-        )
+def decoder_perplexity(session: onnxruntime.InferenceSession, windows: NDArray[np.int64]) -> float:
+    """`perplexity` of each window [windows, tokens] by itself."""
+    decoder = DecoderSession(session)
+    logits = [
+        decoder.step(row[None], np.ones((1, len(row)), np.int64), decoder.empty_cache(1))[0][0] for row in windows
+    ]
+    return perplexity(np.stack(logits), windows)
 
 
 def perplexity(logits: NDArray[np.floating], windows: NDArray[np.int64]) -> float:

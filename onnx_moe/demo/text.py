@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import onnx_moe
-from onnx_moe.demo.decoder import OnnxDecoder, perplexity
+from onnx_moe.demo.decoder import decoder_perplexity, perplexity, write_greedily
 from onnx_moe.export import with_fp4_weights
 
 PROMPT = "import os\nimport sys\n\n\ndef "
@@ -59,12 +59,12 @@ def run_text(folder: Path, progress: Callable[[str], None]) -> TextResult:
 
     prompt = np.array(tokenizer(PROMPT)["input_ids"], np.int64)
     progress(f"writing {NEW_TOKENS} tokens in ONNX Runtime and in Torch with the same FP4 weights")
-    plugin = OnnxDecoder(onnx_moe.InferenceSession(path))
-    written = plugin.greedy(prompt, NEW_TOKENS)
+    plugin = onnx_moe.InferenceSession(path)
+    written = write_greedily(plugin, prompt, NEW_TOKENS)
     expected = _torch_greedy(model.float(), prompt)
 
     progress("perplexity with the plugin, and on stock ONNX Runtime")
-    stock = OnnxDecoder(onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]))
+    stock = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return TextResult(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         module_bytes=report.module_bytes,
@@ -74,8 +74,8 @@ def run_text(folder: Path, progress: Callable[[str], None]) -> TextResult:
         new_tokens=NEW_TOKENS,
         agreeing_tokens=sum(ours == theirs for ours, theirs in zip(written, expected, strict=True)),
         perplexity_torch=perplexity_torch,
-        perplexity_plugin=plugin.perplexity(windows),
-        perplexity_stock=stock.perplexity(windows),
+        perplexity_plugin=decoder_perplexity(plugin, windows),
+        perplexity_stock=decoder_perplexity(stock, windows),
     )
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import onnxruntime
 
 from onnx_moe.cache import engine
-from onnx_moe.demo.decoder import OnnxDecoder
 from onnx_moe.errors import OnnxMoeError
+from onnx_moe.generation import DecoderSession, generate_tokens
 from onnx_moe.residency_bench import page_cache
 from onnx_moe.residency_bench.model import TextModel
 from onnx_moe.routing import RoutingTrace, record
@@ -93,7 +94,7 @@ def measure(model: TextModel, setting: Setting, run: Run) -> Measurement:
     cached_before = page_cache.resident_share(model.data_files)
     try:
         session = _session(model, setting, run)
-        tokens = OnnxDecoder(session).tokens(model.prompt)
+        tokens = _write(session, model, run)
         written = list(itertools.islice(tokens, run.warm_up))
     except Exception as error:  # ONNX Runtime raises types of its own
         message = str(error)
@@ -122,11 +123,16 @@ def measure(model: TextModel, setting: Setting, run: Run) -> Measurement:
     )
 
 
+def _write(session: onnxruntime.InferenceSession, model: TextModel, run: Run) -> Iterator[int]:
+    """The likeliest text behind the prompt, token by token."""
+    return generate_tokens(DecoderSession(session), model.prompt.tolist(), run.warm_up + run.tokens)
+
+
 def record_routing(model: TextModel, run: Run) -> RoutingTrace:
     """What the routers choose for the same text, shared experts left out."""
     session = _session(model, Setting(), run, trace="full")
     with record(session) as recording:
-        list(itertools.islice(OnnxDecoder(session).tokens(model.prompt), run.warm_up + run.tokens))
+        list(_write(session, model, run))
     return recording.trace
 
 

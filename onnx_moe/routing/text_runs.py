@@ -77,14 +77,14 @@ def profile_text(
     model: as `onnx_moe.export` writes a causal language model. The tokens after each prompt are the text's own, fed one
     by one through the KV cache. Raises InvalidInputError for a model of another form, or without routers.
     """
-    from onnx_moe.demo.decoder import OnnxDecoder
+    from onnx_moe.generation import DecoderSession
 
     if not texts:
         raise InvalidInputError("there is no text to run: give at least one.")
     session = _session(model)
     pieces = [piece for _, tokens in texts for piece in (requests or Requests()).of(tokens)]
     prompt_tokens = (requests or Requests()).prompt_tokens
-    decoder = OnnxDecoder(session)
+    decoder = DecoderSession(session)
     with record(session) as recording:
         for number, piece in enumerate(pieces):
             _run(decoder, recording, piece, prompt_tokens, number)

@@ -110,14 +110,15 @@ def test_the_page_cache_is_dropped(tmp_path: Path) -> None:
 
 
 def test_a_model_that_repeats_itself_is_not_taken_for_typical(decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnx_moe.demo.decoder import OnnxDecoder
+    from onnx_moe.generation import DecoderSession
 
-    step = OnnxDecoder.step
+    step = DecoderSession.step
 
-    def same(self: OnnxDecoder, input_ids: Any, attention_mask: Any, cache: Any) -> Any:
-        return step(self, np.full_like(input_ids, 7), np.ones((1, 4), np.int64), cache)
+    def same(self: DecoderSession, input_ids: Any, attention_mask: Any, cache: Any) -> Any:
+        logits, cache = step(self, input_ids, attention_mask, cache)
+        return np.eye(logits.shape[-1])[np.full(logits.shape[:-1], 7)], cache
 
-    monkeypatch.setattr(OnnxDecoder, "step", same)
+    monkeypatch.setattr(DecoderSession, "step", same)
     output = invoke(
         decoder, "--prompt", "1", "--budgets", "50%", "--policies", "lru", "--prefetch", "off", "--rounds", 1
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from torch.nn import functional
@@ -73,6 +74,49 @@ def test_a_router_that_keeps_dimensions_and_returns_no_logits(tmp_path: Path) ->
     torch.manual_seed(0)
     report = export_and_compare(MoEOfAnyRank(), tmp_path / "model.onnx")
     assert report.layers[0].router == "softmax after top-k"
+
+
+class RouterWithoutItsBias(torch.nn.Module):
+    """A matrix in a module of its own, and a correction bias that the block holds and passes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = torch.nn.Linear(64, 8, bias=False)
+        self.route_scale = 2.5
+
+    def forward(
+        self, x: torch.Tensor, e_score_correction_bias: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits = self.gate(x)
+        scores = logits.sigmoid()
+        ids = (scores + e_score_correction_bias).topk(2, dim=-1).indices
+        weights = scores.gather(-1, ids)
+        return logits, weights / (weights.sum(dim=-1, keepdim=True) + 1e-6) * self.route_scale, ids
+
+
+class MoEWithTheBias(torch.nn.Module):
+    """A block as MiniMax-M2's and Trinity's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = RouterWithoutItsBias()
+        self.experts = Experts(64, 32, 8)
+        self.bias = torch.nn.Buffer(torch.linspace(-0.5, 0.5, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, 64)
+        _, weights, ids = self.router(rows, self.bias)
+        output: torch.Tensor = self.experts(rows, ids, weights).view_as(x)
+        return output
+
+
+def test_a_router_that_is_given_its_correction_bias(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    report = export_and_compare(MoEWithTheBias(), tmp_path / "model.onnx")
+    assert report.layers[0].router == "sigmoid, normalized"
+    node = next(node for node in ir.load(tmp_path / "model.onnx").graph if node.op_type == "MoERouter")
+    assert node.attributes["scaling_factor"].as_float() == 2.5
+    assert node.attributes["norm_epsilon"].as_float() == pytest.approx(1e-6)
 
 
 class ClampedExperts(Experts):

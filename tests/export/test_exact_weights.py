@@ -16,8 +16,9 @@ import torch
 
 import onnx_moe
 from onnx_moe.formats import E2M1_VALUES
+from tools.model_table.architectures import make_model
 
-from .models import ARCHITECTURES, make_model, moe_block
+from .models import BLOCK_MODELS, moe_block
 
 _BLOCK = 32
 
@@ -25,7 +26,7 @@ _BLOCK = 32
 TOLERANCE = 4e-6
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", BLOCK_MODELS)
 def test_exact_weights(model_type: str, tmp_path: Path) -> None:
     block = moe_block(make_model(model_type))
     generator = torch.Generator().manual_seed(5)

@@ -14,8 +14,9 @@ import onnx_moe
 from onnx_moe.export import with_fp4_weights
 from onnx_moe.nn import SparseMoE
 from onnx_moe.operators import DOMAIN
+from tools.model_table.architectures import make_model
 
-from .models import ARCHITECTURES, DecoderLayer, make_model, moe_block
+from .models import BLOCK_MODELS, DecoderLayer, moe_block
 
 #: Of the largest of a dozen roundings in a row, each of half a unit in the last place: 2^-24 and 2^-11.
 TOLERANCES = {torch.float32: 3e-6, torch.float16: 6e-3}
@@ -50,7 +51,7 @@ def _operators(model: ir.Model) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", BLOCK_MODELS)
 def test_block(model_type: str, dtype: torch.dtype, tmp_path: Path) -> None:
     torch.manual_seed(2)
     block = moe_block(make_model(model_type, dtype))
@@ -58,7 +59,7 @@ def test_block(model_type: str, dtype: torch.dtype, tmp_path: Path) -> None:
     assert _operators(model) == ["MoERouter", "MoEExpertGemmFP4", "MoEExpertGemmFP4"]
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", BLOCK_MODELS)
 def test_decoder_layer(model_type: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
     layer = DecoderLayer(make_model(model_type))

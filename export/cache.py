@@ -1,0 +1,211 @@
+"""A decoder's cache as plain tensors: found on a run of the model, rebuilt from a graph's inputs, read back at its end.
+
+Layers of transformers keep keys and values (multi-head latent attention: the latent), an indexer's keys, states of
+convolutions and recurrences. Sliding windows keep everything here: their mask forgets, not their cache.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicCache,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
+
+from onnx_moe.errors import ExportError
+
+
+@dataclass(frozen=True)
+class CacheTensor:
+    """One tensor of a layer's cache. shape: for 1 row. axis: the one that grows by tokens, None for a state of fixed
+    size.
+    """
+
+    layer: int
+    name: str
+    shape: tuple[int, ...]
+    axis: int | None
+    dtype: torch.dtype
+
+    def example(self, batch: int, tokens: int) -> torch.Tensor:
+        """Zeros for `batch` rows and, where it grows, `tokens` tokens."""
+        shape = list(self.shape)
+        shape[0] = batch
+        if self.axis is not None:
+            shape[self.axis] = tokens
+        return torch.zeros(shape, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """The cache of a model: the layer classes that its own cache is made of, and the tensors that hold it, in order.
+
+    key_widths: of layers whose keys and values differ in width. A graph holds them in two tensors of the same width,
+    which onnxruntime-genai needs, and which cost no memory: the two halves of key and value side by side.
+    """
+
+    classes: tuple[type, ...]
+    tensors: tuple[CacheTensor, ...]
+    key_widths: Mapping[int, int]
+
+    def names(self, prefix: str) -> list[str]:
+        """<prefix>.<n>.<name> of each tensor: n counts the layers that keep something."""
+        number = {layer: index for index, layer in enumerate(sorted({tensor.layer for tensor in self.tensors}))}
+        return [f"{prefix}.{number[tensor.layer]}.{tensor.name}" for tensor in self.tensors]
+
+    def build(self, tensors: Sequence[torch.Tensor]) -> DynamicCache:
+        """A cache that holds `tensors`, in the layout's order."""
+        values: list[dict[str, torch.Tensor]] = [{} for _ in self.classes]
+        for description, tensor in zip(self.tensors, tensors, strict=True):
+            values[description.layer][description.name] = tensor
+        for layer, width in self.key_widths.items():
+            joined = torch.cat([values[layer]["key"], values[layer]["value"]], dim=-1)
+            values[layer] |= {"key": joined[..., :width], "value": joined[..., width:]}
+        cache = DynamicCache()  # without a configuration: no layer forgets, and the trace has no branches
+        cache.layers = [_make_layer(kind, held) for kind, held in zip(self.classes, values, strict=True)]
+        return cache
+
+    def read(self, cache: Any) -> list[torch.Tensor]:
+        """The tensors that hold `cache`, of the model's own making or from `build`, in the layout's order."""
+        held = {(index, name): tensor for index, name, _, tensor in _walk(cache)}
+        for layer in self.key_widths:
+            joined = torch.cat([held[layer, "key"], held[layer, "value"]], dim=-1)
+            held[layer, "key"], held[layer, "value"] = joined.chunk(2, dim=-1)
+        return [held[tensor.layer, tensor.name] for tensor in self.tensors]
+
+
+class _StateLayer(LinearAttentionLayer):
+    """States that are replaced, not written in place: a graph has no memory. There always is a previous state: zeros
+    are what a first run starts from.
+    """
+
+    def update_conv_state(self, conv_states: torch.Tensor, state_idx: int = 0, **_keywords: Any) -> torch.Tensor:
+        full = torch.cat([self.conv_states[state_idx], conv_states], dim=-1)
+        self.conv_states[state_idx] = full[..., -self.conv_kernel_size[state_idx] :]
+        return full
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, state_idx: int = 0, **_keywords: Any
+    ) -> torch.Tensor:
+        self.recurrent_states[state_idx] = recurrent_states.to(self.recurrent_states[state_idx].dtype)
+        return recurrent_states
+
+
+class _StateAndAttentionLayer(_StateLayer, LinearAttentionAndFullAttentionLayer):
+    pass
+
+
+#: Layer classes of transformers → what stands for them in a graph.
+_STAND_INS: dict[type, type] = {
+    DynamicLayer: DynamicLayer,
+    DynamicSlidingWindowLayer: DynamicLayer,
+    DynamicIndexedLayer: DynamicIndexedLayer,
+    LinearAttentionLayer: _StateLayer,
+    LinearAttentionAndFullAttentionLayer: _StateAndAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer: _StateAndAttentionLayer,
+    DummyLayer: DummyLayer,
+}
+
+_STATES = ("conv_state", "recurrent_state")
+
+
+def cache_name(model: torch.nn.Module) -> str:
+    """What forward and its output call the cache: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def find_cache_layout(model: Any) -> CacheLayout:
+    """The layout of `model`'s cache, seen on a run of two tokens."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        output = model(input_ids=torch.ones(1, 2, dtype=torch.long, device=device), use_cache=True)
+    cache = output.get(cache_name(model))
+    layers = getattr(cache, "layers", [])
+    unknown = sorted({type(layer).__name__ for layer in layers if type(layer) not in _STAND_INS})
+    if type(cache) is not DynamicCache or not layers or unknown:
+        kept = ", ".join(unknown) or type(cache).__name__
+        raise ExportError(
+            f"{type(model).__name__} keeps a cache of its own ({kept}), whose tensors the exporter does not know: "
+            "export its blocks or layers instead."
+        )
+    tensors = tuple(
+        CacheTensor(index, name, tuple(tensor.shape), axis, tensor.dtype) for index, name, axis, tensor in _walk(cache)
+    )
+    return _with_equal_widths(tuple(type(layer) for layer in layers), tensors)
+
+
+def _with_equal_widths(classes: tuple[type, ...], tensors: tuple[CacheTensor, ...]) -> CacheLayout:
+    shapes = {(tensor.layer, tensor.name): tensor.shape for tensor in tensors}
+    key_widths = {}
+    for (layer, name), shape in shapes.items():
+        value = shapes.get((layer, "value"), shape)
+        if name == "key" and value != shape and value[:3] == shape[:3] and (value[3] + shape[3]) % 2 == 0:
+            key_widths[layer] = shape[3]
+    halves = {layer: (width + shapes[layer, "value"][3]) // 2 for layer, width in key_widths.items()}
+    stored = tuple(
+        replace(tensor, shape=(*tensor.shape[:3], halves[tensor.layer]))
+        if tensor.layer in halves and tensor.name in ("key", "value")
+        else tensor
+        for tensor in tensors
+    )
+    return CacheLayout(classes, stored, key_widths)
+
+
+def _walk(cache: Any) -> Iterator[tuple[int, str, int | None, torch.Tensor]]:
+    """(layer, name, axis of tokens, tensor) of everything that `cache` holds."""
+    for index, layer in enumerate(cache.layers):
+        if isinstance(layer, CacheLayerMixin) and layer.keys is not None:
+            yield index, "key", 2, layer.keys
+            yield index, "value", 2, layer.values
+        if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
+            yield index, "indexer_key", 1, layer.indexer_keys
+        if isinstance(layer, LinearAttentionLayer):
+            for kind in _STATES:
+                for number, state in getattr(layer, f"{kind}s").items():
+                    if state is not None:
+                        yield index, f"{kind}.{number}" if number else kind, None, state
+
+
+def _make_layer(kind: type, held: Mapping[str, torch.Tensor]) -> Any:
+    stand_in = _STAND_INS[kind]
+    if issubclass(stand_in, LinearAttentionLayer):
+        layer = stand_in(number_of_states=1 + max((_number(name) for name in held), default=0))
+    else:
+        layer = stand_in()
+    if "key" in held:
+        layer.lazy_initialization(held["key"], held["value"])  # sets what else the layer keeps
+        layer.keys, layer.values = held["key"], held["value"]
+    if "indexer_key" in held:
+        layer.lazy_initialization_indexer(held["indexer_key"])
+        layer.indexer_keys = held["indexer_key"]
+    for name, state in held.items():
+        if name.startswith(_STATES):
+            _set_state(layer, name, state)
+    return layer
+
+
+def _set_state(layer: Any, name: str, state: torch.Tensor) -> None:
+    kind, number = name.partition(".")[0], _number(name)
+    getattr(layer, f"{kind}s")[number] = state
+    getattr(layer, f"is_{kind}s_initialized")[number] = True
+    layer.has_previous_state[number] = True
+    layer.dtype, layer.device = state.dtype, state.device
+    if kind == "conv_state":
+        layer.conv_kernel_size[number] = state.shape[-1]
+
+
+def _number(name: str) -> int:
+    """Which of a layer's states: "conv_state.1" → 1."""
+    return int(name.rpartition(".")[2]) if "." in name else 0
