@@ -5,6 +5,11 @@
 #include <thread>
 #include <vector>
 
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define FMA "vfmadd231ps %%zmm14, %%zmm15, "
@@ -89,6 +94,34 @@ extern "C" double bench_dot(int threads) {
   });
   return threads * kRounds * 10.0 * kBytes * 2 / time;
 #else
+  return 0;
+#endif
+}
+
+// The same of products of bfloat16 tiles; 0 also where the system does not let a process use them.
+extern "C" double bench_tiles(int threads) {
+#if defined(__AMX_BF16__) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;
+  constexpr long kTileData = 18;
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return 0;
+  const double time = seconds(threads, [](int) {
+    alignas(64) uint8_t shapes[64] = {1};  // the first palette: 16 rows of 64 bytes
+    for (int tile = 0; tile < 8; ++tile) {
+      shapes[16 + 2 * tile] = 64;
+      shapes[48 + tile] = 16;
+    }
+    _tile_loadconfig(shapes);
+    for (long n = 0; n < kRounds / 4; ++n) {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_release();
+  });
+  return threads * (kRounds / 4) * 4.0 * 16 * 16 * 32 * 2 / time;
+#else
+  (void)threads;
   return 0;
 #endif
 }

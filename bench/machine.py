@@ -17,18 +17,19 @@ from bench.compiling import compile_library
 @dataclass(frozen=True)
 class Limits:
     """Medians: bytes read a second by a plain loop over the weights' own mapping, float multiply-adds (operations a
-    second), int8 dot products (0: not measured on this machine). All of all threads together.
+    second), int8 dot products, products of bfloat16 tiles (0: not measured on this machine). All of all threads together.
     """
 
     read: float
     fma: float
     dot: float
+    tiles: float
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
     library = compile_library("machine.cpp")
-    for function in (library.bench_read, library.bench_fma, library.bench_dot):
+    for function in (library.bench_read, library.bench_fma, library.bench_dot, library.bench_tiles):
         function.restype = ctypes.c_double
     library.bench_read.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
     return library
@@ -52,4 +53,5 @@ class Machine:
             self._bytes.size / statistics.median(self.read(threads) for _ in range(rounds)),
             statistics.median(_library().bench_fma(threads) for _ in range(rounds)),
             statistics.median(_library().bench_dot(threads) for _ in range(rounds)),
+            statistics.median(_library().bench_tiles(threads) for _ in range(rounds)),
         )

@@ -38,8 +38,8 @@ class Result:
     """Median seconds of a call by implementation, and how much of the machine's limit each reaches.
 
     share: of reading the experts that a call reaches at the speed of a plain loop, or of its operations at the rate
-    of the level's instructions (multiply-adds; int8 dot products at level 4, two of them at level 2), whichever takes
-    longer.
+    of the fastest instructions for the level (multiply-adds or three products of bfloat16 tiles at level 0, two such
+    products or two int8 dot products at level 2, one at level 4), whichever takes longer.
     """
 
     shape: Shape
@@ -109,9 +109,9 @@ def _implementations(shape: Shape, threads: int, peers: Peers, folder: Path) -> 
 
 
 def _rate(implementation: Implementation, limits: Limits) -> float:
-    """Operations a second of the instructions that an accuracy level is about: two int8 products make a 16-bit one."""
-    bytes_per_value = {"level 4": 1, "level 2": 2}.get(implementation.name.rpartition(", ")[2])
-    return limits.dot / bytes_per_value if limits.dot and bytes_per_value else limits.fma
+    """Operations a second of the fastest instructions for an accuracy level (Result.share)."""
+    limbs = {"level 4": 1, "level 2": 2}.get(implementation.name.rpartition(", ")[2], 3)
+    return max(limits.fma, limits.tiles / limbs, limits.dot / limbs if limbs < 3 else 0.0)
 
 
 def _measure_tokens(

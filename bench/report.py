@@ -66,7 +66,8 @@ def terminal_table(name: str, threads: int, results: list[Result], limits: Limit
 
 def describe(limits: Limits) -> str:
     dot = f", {limits.dot / 1e12:.2f} TOPS of int8 dot products" if limits.dot else ""
-    return f"Limits: {limits.read / 1e9:.1f} GB/s read, {limits.fma / 1e12:.2f} TFLOPS of multiply-adds{dot}."
+    tiles = f", {limits.tiles / 1e12:.2f} TFLOPS of bfloat16 tiles" if limits.tiles else ""
+    return f"Limits: {limits.read / 1e9:.1f} GB/s read, {limits.fma / 1e12:.2f} TFLOPS of multiply-adds{dot}{tiles}."
 
 
 def markdown(name: str, threads: int, results: list[Result], limits: Limits) -> str:

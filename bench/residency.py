@@ -47,7 +47,7 @@ EXPERT_BYTES = sum(rows * columns for rows, columns in PARTS.values())
 
 @dataclass(frozen=True)
 class Measurement:
-    """One session's decoding; resident_growth: bytes of anonymous memory above those before it."""
+    """One session's decoding; resident_growth: most bytes of anonymous memory above those before it."""
 
     tokens_per_second: float
     statistics: dict[str, Any]
@@ -58,6 +58,7 @@ class Measurement:
 def main(
     gib: Annotated[float, typer.Option(help="Size of all experts.")] = 8,
     budgets: Annotated[str, typer.Option(help="Budgets, with commas, as onnx_moe.cache_bytes.")] = "10%,25%,50%,100%",
+    prefetch: Annotated[str, typer.Option(help="Signals for reading ahead, with commas.")] = "off,next-gate",
     policies: Annotated[str, typer.Option(help="Policies, with commas.")] = "lru,decayed-lfu",
     tokens: Annotated[int, typer.Option(help="Tokens that are timed, after as many that warm the cache.")] = 48,
     threads: Annotated[int, typer.Option(help="Threads that compute.")] = 2,
@@ -79,9 +80,12 @@ def main(
         for heading in (
             "budget",
             "policy",
+            "prefetch",
             "disk GB/s",
             "tokens/s",
             "hits",
+            "ready",
+            "recall",
             "MB/token",
             "stall ms/token",
             "decided us/layer",
@@ -89,14 +93,16 @@ def main(
             "memory - budget, MB",
         ):
             table.add_column(heading, justify="right")
-        for budget, policy in itertools.product(budgets.split(","), policies.split(",")):
+        settings = itertools.product(*(names.split(",") for names in (budgets, policies, prefetch)))
+        for budget, policy, signal in settings:
             entries = {"residency": "pool", "cache_bytes": budget, "cache_policy": policy, "direct_io": "on"}
+            entries["prefetch"] = signal
             measured = _decode(path, entries, tokens, threads)
             bandwidth = max(_disk_bandwidth(path.with_suffix(".data")), bandwidth)
-            table.add_row(budget, policy, f"{bandwidth / 1e9:.2f}", *_row(measured, bandwidth))
+            table.add_row(budget, policy, signal, f"{bandwidth / 1e9:.2f}", *_row(measured, bandwidth))
         if mapped:
             whole = _decode(path, {"residency": "mapped"}, tokens, threads)
-            table.add_row("mapped", "", "", f"{whole.tokens_per_second:.2f}", *[""] * 6)
+            table.add_row("mapped", "", "", "", f"{whole.tokens_per_second:.2f}", *[""] * 8)
         console.print(table)
         console.print(
             f"{layers} layers x {EXPERTS} experts of {EXPERT_BYTES / 1e6:.2f} MB, top-{TOP_K}; the disk gives the best "
@@ -111,6 +117,9 @@ def _row(measured: Measurement, bandwidth: float) -> Iterator[str]:
     limit = bandwidth / bytes_per_token if bytes_per_token else float("inf")
     yield f"{measured.tokens_per_second:.2f}"
     yield f"{100 * of['hits'] / lookups:.1f} %"
+    ahead = of["prefetch"]
+    yield f"{100 * (of['hits'] + ahead['timely']) / lookups:.1f} %"
+    yield f"{100 * ahead['correct'] / ahead['used']:.0f} %" if ahead["used"] else ""
     yield f"{bytes_per_token / 1e6:.1f}"
     yield f"{of['stall_ns'] / 1e6 / measured.tokens:.1f}"
     yield f"{of['bookkeeping_ns'] / 1e3 / max(of['calls'], 1):.1f}"
@@ -127,7 +136,7 @@ def _write_model(path: Path, layers: int) -> None:
         for layer in track(range(layers), description="writing experts"):
             tensors += [numpy_helper.from_array(array, name) for name, array in _gate(layer, random).items()]
             tensors += [_write_part(data, f"{layer}.{part}", *size, random) for part, size in PARTS.items()]
-            nodes += _nodes(layer)
+            nodes += _nodes(layer, last=layer + 1 == layers)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
@@ -159,9 +168,11 @@ def _write_part(data: Any, name: str, rows: int, columns: int, random: np.random
     return tensor
 
 
-def _nodes(layer: int) -> list[onnx.NodeProto]:
+def _nodes(layer: int, last: bool) -> list[onnx.NodeProto]:
     parts = [f"{layer}.{part}" for part in PARTS]
     inputs = [f"{layer}.in", f"{layer}.gate", f"{layer}.gate_bias", "", *parts[:2], "", "", *parts[2:]]
+    if not last:
+        inputs += ["", "", f"{layer + 1}.gate"]
     block = helper.make_node(
         "MoEBlockFP4",
         inputs,
@@ -215,12 +226,15 @@ def _decode(path: Path, entries: dict[str, str], tokens: int, threads: int) -> M
     random = np.random.default_rng(1)
     hidden = random.standard_normal((1, HIDDEN))
 
+    peak = 0
+
     def decode() -> None:
-        nonlocal hidden
+        nonlocal hidden, peak
         for _ in range(tokens):
             hidden = 0.8 * hidden + 0.6 * random.standard_normal((1, HIDDEN))
             unit = (hidden / np.linalg.norm(hidden)).astype(np.float32)
             session.run(None, {"0.in": unit})
+            peak = max(peak, _anonymous_bytes())
 
     decode()
     warm = engine(session).statistics()
@@ -229,7 +243,13 @@ def _decode(path: Path, entries: dict[str, str], tokens: int, threads: int) -> M
     seconds = time.perf_counter() - start
     after = engine(session).statistics()
     counters = {name: after[name] - warm[name] if _is_counter(name) else after[name] for name in after}
-    return Measurement(tokens / seconds, counters, tokens, _anonymous_bytes() - before)
+    ahead, before_ahead = after.get("prefetch", {}), warm.get("prefetch", {})
+    counters["prefetch"] = {name: ahead.get(name, 0) - before_ahead.get(name, 0) for name in _AHEAD}
+    return Measurement(tokens / seconds, counters, tokens, peak - before)
+
+
+#: Counters of reading ahead.
+_AHEAD = ("timely", "late", "wasted", "correct", "used")
 
 
 def _is_counter(name: str) -> bool:

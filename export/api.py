@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 
 from onnx_moe.errors import ExportError
+from onnx_moe.export.calibration import CalibratedLayer, calibrate_layers, calibration_runs, few_tokens_note
 from onnx_moe.export.decoder import find_decoder, make_decoder
 from onnx_moe.export.dense import check_dense, quantize_dense
 from onnx_moe.export.discovery import MoELayer, find_layers
@@ -24,6 +25,7 @@ from onnx_moe.export.finish import add_metadata, prepare_folder, save, tidy
 from onnx_moe.export.patching import in_float32
 from onnx_moe.export.routers import RouterMatch
 from onnx_moe.export.translation import translation_table
+from onnx_moe.next_gates import add_next_gates
 from onnx_moe.operators import EXPERT_GEMM, validate_attributes
 
 logger = logging.getLogger("onnx_moe")
@@ -47,13 +49,17 @@ class ExportedLayer:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export` did. Bytes: of the module's parameters and buffers as they were, and of the files written."""
+    """What `export` did. Bytes: of the module's parameters and buffers as they were, and of the files written.
+
+    notes: what calibration could not do as it was asked to.
+    """
 
     path: Path
     format: str
     layers: tuple[ExportedLayer, ...]
     module_bytes: int
     model_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,9 @@ def export(
     output_names: Sequence[str] | None = None,
     fold_shared_experts: bool = True,
     router_logits: bool = False,
+    next_gates: bool = True,
     functions: bool = True,
+    calibrate: str | os.PathLike[str] | Sequence[Sequence[Any]] | None = None,
     opset: int = DEFAULT_OPSET,
     progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
@@ -104,7 +112,10 @@ def export(
     products of their own; False leaves them in the module's precision.
     router_logits: makes the logits [..., E] of each router an output too, "<module>.router_logits", of which
     `onnx_moe.dispatch.compute_load_balancing_loss` and the like can be computed from a run.
+    next_gates: tell each router of the next one's matrix (`onnx_moe.add_next_gates`): for onnx_moe.prefetch=next-gate.
     functions: carry portable bodies, so that the file also runs without the plugin.
+    calibrate: a text file (for a language model loaded with from_pretrained) or positional inputs, one tuple a call:
+    experts are then quantised for the tokens that it sends to them, as GPTQ does, instead of `scale`'s rule.
     progress: called with a line before each step.
 
     Returns an ExportReport. Raises ExportError when a module cannot be exported, InvalidAttributeError for a wrong
@@ -125,14 +136,19 @@ def export(
         if router_logits:
             _check_routers(layers)
         module_bytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+        calibrated = _calibrate(target, module, layers, quantization, calibrate, tell)
         tell(f"quantizing {len(layers)} MoE layers to {format}")
         with (
-            fp4_experts(layers, quantization, lambda layer: tell(f"quantized {layer.path or 'the experts'}")),
+            fp4_experts(
+                layers, quantization, lambda layer: tell(f"quantized {layer.path or 'the experts'}"), calibrated
+            ),
             in_float32(target.module, target.example) as example,
         ):
             tell("tracing the module")
             model = _trace(target, example, opset)
             tidy(model, router_logits)
+            if next_gates:
+                add_next_gates(model)
             quantize_dense(model, dense, accuracy_level)
             notes = {
                 "version": version("onnx-moe"),
@@ -141,6 +157,8 @@ def export(
                 "dense": dense,
                 "torch": torch.__version__,
             }
+            notes |= {"calibration": "second-order"} if calibrated else {}
+            notes |= {"source": str(module.name_or_path)} if getattr(module, "name_or_path", "") else {}
             add_metadata(model, notes)
             tell("writing the model")  # in here: the initializers are the module's tensors of this moment
             save(model, path, functions)
@@ -151,6 +169,7 @@ def export(
         layers=tuple(_describe(layer) for layer in layers),
         module_bytes=module_bytes,
         model_bytes=path.stat().st_size + (data.stat().st_size if data.exists() else 0),
+        notes=tuple(few_tokens_note(path, layer) for path, layer in calibrated.items() if layer.few_tokens),
     )
 
 
@@ -163,6 +182,7 @@ def with_fp4_weights(
     block_size: int = 0,
     scale: str = "mse",
     fold_shared_experts: bool = True,
+    calibrate: str | os.PathLike[str] | Sequence[Sequence[Any]] | None = None,
 ) -> Iterator[torch.nn.Module]:
     """`module` with the values that its experts' FP4 codes stand for, inside the block: what an export of it computes.
 
@@ -172,8 +192,29 @@ def with_fp4_weights(
     target = _target(module, example_inputs, None, None, None)
     with _evaluating(module):
         layers = find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts)
-        with decoded_experts(layers, quantization):
+        calibrated = _calibrate(target, module, layers, quantization, calibrate, lambda _line: None)
+        with decoded_experts(layers, quantization, calibrated):
             yield module
+
+
+def _calibrate(
+    target: _Target,
+    module: torch.nn.Module,
+    layers: list[MoELayer],
+    quantization: Quantization,
+    calibrate: str | os.PathLike[str] | Sequence[Sequence[Any]] | None,
+    tell: Callable[[str], None],
+) -> dict[str, CalibratedLayer]:
+    if calibrate is None:
+        return {}
+    if quantization.scale != "mse":
+        raise ExportError(f"calibrate is given, which does not follow scale={quantization.scale!r}: leave scale out.")
+    if isinstance(calibrate, str | os.PathLike) and find_decoder(module) is None:
+        raise ExportError(
+            f"calibrate is a text, but {type(module).__name__} is no causal language model of transformers: give a "
+            "list of positional inputs."
+        )
+    return calibrate_layers(layers, calibration_runs(module, calibrate), quantization, tell)
 
 
 def _check_module(module: torch.nn.Module, path: Path) -> None:

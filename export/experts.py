@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import onnx_moe.reference  # noqa: F401 - registers the operators
 from onnx_moe.errors import ExportError, OnnxMoeError
@@ -19,6 +21,15 @@ from onnx_moe.export.routers import RouterMatch, get_tensor
 from onnx_moe.formats import get_format
 from onnx_moe.layout import CODE_BYTES, SCALES, interleave
 from onnx_moe.quantization import QuantizedWeights, dequantize, quantize
+
+Rows = TypeVar("Rows", torch.Tensor, NDArray[Any])
+
+
+class FP4Parts(Protocol):
+    """Experts of a layer in FP4: parts along the experts, the routed ones, then the shared ones."""
+
+    up: list[QuantizedWeights]
+    down: list[QuantizedWeights]
 
 
 @dataclass(frozen=True)
@@ -40,20 +51,24 @@ class Quantization:
             "weight_layout": self.weight_layout,
         }
 
-    def apply(self, matrix: torch.Tensor, what: str) -> QuantizedWeights:
+    def check_columns(self, matrix: torch.Tensor, what: str) -> None:
+        """ExportError unless blocks divide the columns of `matrix` [..., N, K]."""
         block = get_format(self.format).resolve_block_size(self.block_size)
         if matrix.shape[-1] % block:
             raise ExportError(
                 f"{what} has K={matrix.shape[-1]}, which is no multiple of {self.format}'s block of {block}: use a "
                 "format with smaller blocks (nvfp4: 16), or a model whose sizes are multiples."
             )
+
+    def apply(self, matrix: torch.Tensor, what: str) -> QuantizedWeights:
+        self.check_columns(matrix, what)
         try:
             return quantize(matrix, self.format, block_size=self.block_size, scale=self.scale)
         except OnnxMoeError as error:
             raise type(error)(f"{what}: {error}") from error
 
 
-def _routed_and_shared(layer: MoELayer) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def routed_and_shared(layer: MoELayer) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Parts, along the experts, of the matrices [E, N, K] of both products: the routed experts', then the shared."""
     up, down = [layer.experts.up.matrix], [layer.experts.down.matrix]
     if layer.shared is not None:
@@ -76,9 +91,8 @@ def _split_shared(layer: MoELayer) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     )
 
 
-def _quantize_parts(quantization: Quantization, parts: list[torch.Tensor], what: str) -> dict[str, torch.Tensor]:
+def _fp4_buffers(quantization: Quantization, quantized: list[QuantizedWeights]) -> dict[str, torch.Tensor]:
     """Buffers weights, scales and global_scale of all experts."""
-    quantized = [quantization.apply(part, what) for part in parts]
     buffers = {
         "weights": torch.cat([torch.from_numpy(part.weights) for part in quantized]),
         "scales": torch.cat([torch.from_numpy(part.scales) for part in quantized]),
@@ -103,9 +117,10 @@ def _bias(projection: Projection) -> torch.Tensor | None:
     return None if projection.bias is None else projection.bias.detach().float()
 
 
-def _gate_first(rows: torch.Tensor) -> torch.Tensor:
-    """Weights [E, N, K] or bias [E, N] with the even rows, the gate's, before the odd ones."""
-    return torch.cat((rows[:, 0::2], rows[:, 1::2]), dim=1)
+def _gate_first(rows: Rows) -> Rows:
+    """Codes or scales [E, N, ...] or bias [E, N] with the even rows, the gate's, before the odd ones."""
+    order = [*range(0, rows.shape[1], 2), *range(1, rows.shape[1], 2)]
+    return rows[:, order]
 
 
 def _activation(layer: MoELayer, quantization: Quantization) -> dict[str, Any]:
@@ -116,17 +131,28 @@ def _activation(layer: MoELayer, quantization: Quantization) -> dict[str, Any]:
     return activation
 
 
-def _experts_buffers(layer: MoELayer, quantization: Quantization) -> dict[str, torch.Tensor]:
-    up, down = _routed_and_shared(layer)
+def _quantized_parts(layer: MoELayer, quantization: Quantization) -> dict[str, list[QuantizedWeights]]:
+    up, down = routed_and_shared(layer)
+    where = layer.path or "the module"
+    return {
+        name: [quantization.apply(part, f"{where}: {name} projection") for part in parts]
+        for name, parts in (("up", up), ("down", down))
+    }
+
+
+def _experts_buffers(
+    layer: MoELayer, quantization: Quantization, parts: dict[str, list[QuantizedWeights]]
+) -> dict[str, torch.Tensor]:
     moves_gate = layer.experts.activation.get("gate_layout") != _activation(layer, quantization).get("gate_layout")
     buffers = {}
-    for name, parts, projection in (("up", up, layer.experts.up), ("down", down, layer.experts.down)):
-        what = f"{layer.path or 'the module'}: {name} projection"
-        bias = _bias(projection)
+    for name, projection in (("up", layer.experts.up), ("down", layer.experts.down)):
+        quantized, bias = parts[name], _bias(projection)
         if name == "up" and moves_gate:
-            parts = [_gate_first(part) for part in parts]
+            quantized = [
+                replace(part, weights=_gate_first(part.weights), scales=_gate_first(part.scales)) for part in quantized
+            ]
             bias = None if bias is None else _gate_first(bias)
-        for key, value in _quantize_parts(quantization, parts, what).items():
+        for key, value in _fp4_buffers(quantization, quantized).items():
             buffers[f"{name}_{key}"] = value
         if bias is not None:
             buffers[f"{name}_bias"] = bias
@@ -173,7 +199,9 @@ def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[..., tuple[torc
         if match.correction_argument is not None:
             correction = signature.bind(hidden_states, *arguments, **keywords).arguments[match.correction_argument]
         correction = None if correction is None else correction.reshape(-1).float()
-        ids, weights, logits = torch.ops.onnx_moe.router(rows, weight, bias, correction, **match.attributes, **shared)
+        ids, weights, logits = torch.ops.onnx_moe.router(
+            rows, weight, bias, correction, None, **match.attributes, **shared
+        )
         values = {"ids": ids, "weights": weights, "logits": logits}
         if "own" not in match.output:
             return tuple(values[name] for name in match.output)
@@ -186,12 +214,20 @@ def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[..., tuple[torc
 
 @contextmanager
 def fp4_experts(
-    layers: list[MoELayer], quantization: Quantization, advance: Callable[[MoELayer], None]
+    layers: list[MoELayer],
+    quantization: Quantization,
+    advance: Callable[[MoELayer], None],
+    calibrated: Mapping[str, FP4Parts],
 ) -> Iterator[None]:
-    """Gives each layer FP4 experts and, where its family is known, MoERouter, inside the block."""
+    """Gives each layer FP4 experts and, where its family is known, MoERouter, inside the block.
+
+    calibrated: experts that are in FP4 already, by the path of their layer.
+    """
     with ExitStack() as stack:
         for layer in layers:
-            buffers = _experts_buffers(layer, quantization)
+            ready = calibrated.get(layer.path)
+            parts = {"up": ready.up, "down": ready.down} if ready is not None else _quantized_parts(layer, quantization)
+            buffers = _experts_buffers(layer, quantization, parts)
             stack.enter_context(replace_parameters(layer.experts_module, buffers, _projection_tensors(layer)))
             stack.enter_context(replace_forward(layer.experts_module, _run_experts(layer, quantization)))
             if isinstance(layer.router, RouterMatch) and layer.router_module is not None:
@@ -216,25 +252,32 @@ def _check_own_tensors(layer: MoELayer) -> None:
             )
 
 
+def decoded_values(layer: MoELayer, decoded: list[list[NDArray[np.float32]]]) -> dict[torch.Tensor, torch.Tensor]:
+    """What each of the layer's parameters becomes when its parts `decoded`, of up and of down, stand in for it."""
+    _check_own_tensors(layer)
+    values: dict[torch.Tensor, torch.Tensor] = {}
+    for projection, parts in zip((layer.experts.up, layer.experts.down), decoded, strict=True):
+        values |= projection.values(torch.from_numpy(parts[0]).to(projection.matrix.dtype))
+    if layer.shared is not None:
+        up, down = (torch.from_numpy(parts[1]).to(layer.shared.gate.dtype) for parts in decoded)
+        gates, ups = up.chunk(2, dim=1)
+        hidden_size = gates.shape[-1]
+        values[layer.shared.gate] = gates.reshape(-1, hidden_size)
+        values[layer.shared.up] = ups.reshape(-1, hidden_size)
+        values[layer.shared.down] = down.transpose(0, 1).reshape(hidden_size, -1).contiguous()
+    return values
+
+
 @contextmanager
-def decoded_experts(layers: list[MoELayer], quantization: Quantization) -> Iterator[None]:
+def decoded_experts(
+    layers: list[MoELayer], quantization: Quantization, calibrated: Mapping[str, FP4Parts]
+) -> Iterator[None]:
     """Gives each layer's parameters the values that their FP4 codes stand for, inside the block."""
     values: dict[torch.Tensor, torch.Tensor] = {}
     for layer in layers:
         _check_own_tensors(layer)
-        up, down = _routed_and_shared(layer)
-        what = layer.path or "the module"
-        decoded = [
-            [torch.from_numpy(dequantize(quantization.apply(part, what))).to(part.dtype) for part in parts]
-            for parts in (up, down)
-        ]
-        for projection, parts in zip((layer.experts.up, layer.experts.down), decoded, strict=True):
-            values |= projection.values(parts[0])
-        if layer.shared is not None:
-            gates, ups = decoded[0][1].chunk(2, dim=1)
-            hidden_size = gates.shape[-1]
-            values[layer.shared.gate] = gates.reshape(-1, hidden_size)
-            values[layer.shared.up] = ups.reshape(-1, hidden_size)
-            values[layer.shared.down] = decoded[1][1].transpose(0, 1).reshape(hidden_size, -1).contiguous()
+        ready = calibrated.get(layer.path)
+        parts = (ready.up, ready.down) if ready is not None else _quantized_parts(layer, quantization).values()
+        values.update(decoded_values(layer, [[dequantize(part) for part in some] for some in parts]))
     with replace_data(values):
         yield

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onnx_moe.export import export
     from onnx_moe.functions import strip_functions
     from onnx_moe.fusion import fuse
+    from onnx_moe.next_gates import add_next_gates
     from onnx_moe.quantization import QuantizedWeights, dequantize, quantize
     from onnx_moe.session import InferenceSession, register
 
@@ -21,6 +22,7 @@ _HOMES = {
     "InferenceSession": "onnx_moe.session",
     "OnnxMoeError": "onnx_moe.errors",
     "QuantizedWeights": "onnx_moe.quantization",
+    "add_next_gates": "onnx_moe.next_gates",
     "dequantize": "onnx_moe.quantization",
     "fuse": "onnx_moe.fusion",
     "library_path": "onnx_moe._native",
@@ -33,6 +35,7 @@ __all__ = [
     "InferenceSession",
     "OnnxMoeError",
     "QuantizedWeights",
+    "add_next_gates",
     "dequantize",
     "export",
     "fuse",

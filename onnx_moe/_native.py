@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -176,6 +176,14 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
         ctypes.c_int,
         (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(Fp4Matrix)),
     ),
+    "onnx_moe_quantize_weighted": (
+        ctypes.c_int,
+        (ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(Fp4Matrix)),
+    ),
+    "onnx_moe_choose_global_scale": (
+        ctypes.c_int,
+        (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(Fp4Matrix)),
+    ),
     "onnx_moe_dequantize": (ctypes.c_int, (ctypes.POINTER(Fp4Matrix), ctypes.c_void_p)),
     "onnx_moe_group_tokens": (
         ctypes.c_int,
@@ -211,6 +219,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     ),
     "onnx_moe_residency": (ctypes.c_int, (ctypes.c_char_p, ctypes.POINTER(ctypes.c_char_p))),
     "onnx_moe_set_cache_bytes": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_char_p)),
+    "onnx_moe_save_counters": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_char_p)),
     "onnx_moe_router": (ctypes.c_int, (ctypes.POINTER(RouterArgs),)),
     "onnx_moe_expert_gemm": (ctypes.c_int, (ctypes.POINTER(ExpertGemmArgs),)),
 }
@@ -240,11 +249,16 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise LibraryError(f"{path} does not load: {error}. Reinstall onnx-moe on this machine.") from error
-    for name, (result, arguments) in _SIGNATURES.items():
+    declare(loaded, _SIGNATURES)
+    return loaded
+
+
+def declare(loaded: ctypes.CDLL, signatures: Mapping[str, tuple[object, tuple[object, ...]]]) -> None:
+    """Declares functions of the library: name → (type of the result, types of the arguments)."""
+    for name, (result, arguments) in signatures.items():
         function = getattr(loaded, name)
         function.restype = result
         function.argtypes = arguments
-    return loaded
 
 
 def check(status: int) -> None:

@@ -115,7 +115,8 @@ def _build_function(specialisation: _Specialisation, overload: str, opset: int) 
     op = BodyBuilder()
     outputs: tuple[ir.Value, ...]
     if op_type == ROUTER:
-        outputs = router_body(op, *arguments, options=router_attributes(dict(attributes)))
+        # The last input, next_gate_weight, changes no output.
+        outputs = router_body(op, *arguments[:4], options=router_attributes(dict(attributes)))
     elif op_type == BLOCK:
         outputs = (_block_body(op, arguments, validate_attributes(BLOCK, dict(attributes))),)
     else:

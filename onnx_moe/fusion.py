@@ -13,7 +13,6 @@ from onnx_moe.operators import (
     ROUTER,
     SHARED_BLOCK_ATTRIBUTES,
     VERSION,
-    get_operator,
     validate_attributes,
 )
 
@@ -74,9 +73,10 @@ def _same_format(gate_up: ir.Node, down: ir.Node) -> bool:
 
 def _replace(router: ir.Node, gate_up: ir.Node, down: ir.Node) -> None:
     inputs = [
-        *(_input(router, index) for index in range(len(get_operator(ROUTER).inputs))),
+        *(_input(router, index) for index in range(4)),
         *(_input(gate_up, index) for index in range(2, 6)),
         *(_input(down, index) for index in range(2, 6)),
+        _input(router, 4),  # next_gate_weight
     ]
     while inputs[-1] is None:
         inputs.pop()

@@ -12,7 +12,10 @@ import onnx_ir as ir
 from onnx_moe import _native
 from onnx_moe.errors import InvalidModelError, OnnxMoeError
 from onnx_moe.formats import get_format
-from onnx_moe.operators import DOMAIN, load_operators
+from onnx_moe.operators import BLOCK, DOMAIN, ROUTER, load_operators
+
+# Where MoEExpertGemmFP4 and MoEBlockFP4 have their (first) weights.
+_WEIGHTS, _FUSED_WEIGHTS = 2, 4
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class MoENode:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model's MoE nodes, and who would run them on this machine."""
+    """A model's MoE nodes, and who would run them on this machine. data_files: of its external data."""
 
     path: Path
+    data_files: tuple[Path, ...]
     nodes: tuple[MoENode, ...]
     has_bodies: bool
     nbytes: int
@@ -64,12 +68,13 @@ def inspect_model(path: str | Path) -> Inspection:
         model = ir.from_proto(onnx.load(path, load_external_data=False))
     except Exception as error:  # protobuf and onnx raise types of their own
         raise InvalidModelError(f"{path} is not an ONNX model: {error}") from error
-    data = sum(entry.stat().st_size for entry in _external_files(model, path.parent))
+    data_files = tuple(sorted(_external_files(model, path.parent)))
     return Inspection(
         path=path,
+        data_files=data_files,
         nodes=tuple(_moe_nodes(model)),
         has_bodies=any(domain == DOMAIN for domain, _, _ in model.functions),
-        nbytes=path.stat().st_size + data,
+        nbytes=path.stat().st_size + sum(entry.stat().st_size for entry in data_files),
     )
 
 
@@ -100,17 +105,18 @@ def _constant_bytes(node: ir.Node) -> int:
 
 def _describe(node: ir.Node) -> MoENode:
     name = node.name or node.outputs[0].name or "?"
-    if node.op_type == "MoERouter":
+    if node.op_type == ROUTER:
         gate = _dimensions(node, 1)
         experts = gate[0] if gate else (_dimensions(node, 0) or [None])[-1]
         shape = f"{_size(gate[1])} → {_size(gate[0])}" if gate else "logits"
         return MoENode(
             name, node.op_type, experts, node.attributes.get_int("top_k"), None, shape, _constant_bytes(node)
         )
-    weights = _dimensions(node, 2)
+    fused = node.op_type == BLOCK
+    weights = _dimensions(node, _FUSED_WEIGHTS if fused else _WEIGHTS)
     format_name = node.attributes.get_string("format", "mxfp4")
     block = get_format(format_name).resolve_block_size(node.attributes.get_int("block_size", 0))
-    slots = (_dimensions(node, 1) or [None])[-1]
+    slots = node.attributes.get_int("top_k") if fused else (_dimensions(node, 1) or [None])[-1]
     shape = "?"
     if len(weights) == 3:
         columns = None if weights[2] is None else 2 * weights[2]

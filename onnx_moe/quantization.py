@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,8 @@ from onnx_moe.formats import get_format
 if TYPE_CHECKING:
     import torch
 
-#: Largest E2M1 value times largest E4M3 value: what nvfp4 maps an expert's maximum to.
-_NVFP4_RANGE = 6.0 * 448.0
+#: Weights that one task quantises, at least: enough that a task's own costs do not show.
+_TASK_WEIGHTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -61,23 +63,40 @@ def _as_array(weights: NDArray[Any] | torch.Tensor) -> tuple[NDArray[Any], str]:
     return np.ascontiguousarray(weights), name
 
 
-def _for_each_matrix(count: int, work: Callable[[int], None]) -> None:
-    """Runs `work` for each matrix on every core: the native code holds no lock."""
+def _run_all(count: int, work: Callable[[int], None]) -> None:
+    """Runs `work` for each of `count` tasks on every core: the native code holds no lock."""
     with ThreadPoolExecutor(max_workers=max(1, min(count, os.cpu_count() or 1))) as pool:
         for _ in pool.map(work, range(count)):
             pass
 
 
-def _global_scale(matrix: NDArray[Any], element_type: str) -> float:
-    """The nvfp4 scale of a whole matrix: its maximum becomes 6 · 448, the largest product of code and block scale."""
-    if element_type == "bfloat16":
-        bits = int((matrix.view(np.uint16) & 0x7FFF).max(initial=0))
-        largest = float(np.uint32(bits << 16).view(np.float32))
-    else:
-        largest = float(np.abs(matrix).max(initial=0))
-    if not 0 < largest < np.inf:
-        return 1.0  # zeros; what is not finite is refused where its position is known
-    return max(largest / _NVFP4_RANGE, float(np.finfo(np.float32).tiny))
+@dataclass(frozen=True)
+class _Source:
+    """Matrices [count, N, K] to quantise, and how: the arguments of `quantize` after their checks."""
+
+    matrices: NDArray[Any]
+    element_type: str
+    leading: tuple[int, ...]
+    importance: NDArray[np.float32] | None
+    scale: str
+
+    def weights(self, index: int, first_row: int = 0) -> int:
+        return int(self.matrices[index, first_row:].ctypes.data)
+
+    def column_importance(self, index: int) -> int | None:
+        return None if self.importance is None else int(self.importance[index].ctypes.data)
+
+    @contextmanager
+    def named_errors(self, index: int, first_row: int = 0) -> Iterator[None]:
+        """Says which matrix of a stack an error is about, and counts its rows from the matrix's first."""
+        try:
+            yield
+        except OnnxMoeError as error:
+            text = re.sub(r"at row (\d+)", lambda match: f"at row {int(match[1]) + first_row}", str(error))
+            if self.leading:
+                position = [int(i) for i in np.unravel_index(index, self.leading)]
+                text = f"matrix {position} of the weights: {text}"
+            raise OnnxMoeError(text) from error
 
 
 def quantize(
@@ -86,17 +105,23 @@ def quantize(
     *,
     block_size: int = 0,
     scale: str = "mse",
+    importance: NDArray[Any] | None = None,
+    global_scale: NDArray[Any] | None = None,
 ) -> QuantizedWeights:
     """Quantises `weights` [..., N, K] (float32, float16 or bfloat16; numpy or torch) to FP4.
 
     Every weight is divided by its block's scale and rounded to the nearest E2M1 value, ties to even, saturating at ±6.
     `scale` says how a block's scale follows from its weights: "mse" (the default) takes the one with the least
-    squared error; "floor", "ceil", "rceil" and "even" are the rules of the same names in OCP MX implementations
-    (floor(log2 max) - 2; ceil(log2 max) - 2; the smallest power of two that clips nothing; max rounded to one
-    mantissa bit first). For nvfp4 and fp4 they say how max / 6 is rounded to E4M3 or float16. nvfp4 first divides each
-    matrix by a global scale of max / (6 · 448).
+    squared error, of all that can have it (for fp4, of 48); "floor", "ceil", "rceil" and "even" are the rules of the
+    same names in OCP MX implementations (floor(log2 max) - 2; ceil(log2 max) - 2; the smallest power of two that clips
+    nothing; max rounded to one mantissa bit first). For nvfp4 and fp4 they say how max / 6 is rounded to E4M3 or
+    float16. nvfp4 first divides each matrix by a global scale: max / (6 · 448), or with "mse" the one among it and
+    seven larger ones that leaves the least error on a sample of rows.
 
-    Raises InvalidInputError for a shape or element type that cannot be quantised, OnnxMoeError for a NaN or infinity.
+    importance: [..., K], finite and ≥ 0: how much the squared error of a column counts for "mse", such as the mean
+    square of the activations that it meets. global_scale: [...], for nvfp4 only: the global scales to use.
+
+    Raises InvalidInputError for a shape, element type or option that cannot be, OnnxMoeError for a NaN or infinity.
     """
     block = get_format(format).resolve_block_size(block_size)
     if scale not in _native.SCALE_RULES:
@@ -109,37 +134,115 @@ def quantize(
         )
     *leading, rows, columns = array.shape
     count = int(np.prod(leading))
-    source = array.reshape(count, rows, columns)
+    source = _Source(
+        array.reshape(count, rows, columns),
+        element_type,
+        tuple(leading),
+        _checked_importance(importance, (*leading, columns), scale),
+        scale,
+    )
+    global_scales = _checked_global_scale(global_scale, tuple(leading), format)
+    if global_scales is None:
+        global_scales = _choose_global_scales(source, format, block)
     codes = np.empty((count, rows, columns // 2), np.uint8)
     scales = np.empty((count, rows, columns // block), get_format(format).scale_type)
-    global_scale = np.ones(count, np.float32)
-
-    def quantize_matrix(index: int) -> None:
-        if format == "nvfp4":
-            global_scale[index] = _global_scale(source[index], element_type)
-        matrix = _matrix(codes[index], scales[index], float(global_scale[index]), format, block)
-        status = _native.library().onnx_moe_quantize(
-            source[index].ctypes.data,
-            _native.ELEMENT_TYPES[element_type],
-            _native.SCALE_RULES[scale],
-            ctypes.byref(matrix),
-        )
-        try:
-            _native.check(status)
-        except OnnxMoeError as error:
-            if not leading:
-                raise
-            position = [int(i) for i in np.unravel_index(index, leading)]
-            raise OnnxMoeError(f"matrix {position} of the weights: {error}") from error
-
-    _for_each_matrix(count, quantize_matrix)
+    _quantize_rows(source, format, block, codes, scales, global_scales)
     return QuantizedWeights(
         weights=codes.reshape(*leading, rows, columns // 2),
         scales=scales.reshape(*leading, rows, columns // block),
-        global_scale=global_scale.reshape(leading) if format == "nvfp4" else None,
+        global_scale=global_scales.reshape(leading) if format == "nvfp4" else None,
         format=format,
         block_size=block,
     )
+
+
+def _quantize_rows(
+    source: _Source,
+    format: str,
+    block: int,
+    codes: NDArray[np.uint8],
+    scales: NDArray[Any],
+    global_scales: NDArray[np.float32],
+) -> None:
+    """Fills in codes and scales of all matrices, in tasks of some rows of one."""
+    count, rows, columns = source.matrices.shape
+    rows_per_task = max(1, _TASK_WEIGHTS // max(columns, 1))
+    parts = -(-rows // rows_per_task)
+    library = _native.library()
+    element_type = _native.ELEMENT_TYPES[source.element_type]
+
+    def work(task: int) -> None:
+        index, first = task // parts, task % parts * rows_per_task
+        some = slice(first, first + rows_per_task)
+        matrix = _matrix(codes[index, some], scales[index, some], float(global_scales[index]), format, block)
+        with source.named_errors(index, first):
+            if source.importance is None:
+                rule = _native.SCALE_RULES[source.scale]
+                status = library.onnx_moe_quantize(
+                    source.weights(index, first), element_type, rule, ctypes.byref(matrix)
+                )
+            else:
+                status = library.onnx_moe_quantize_weighted(
+                    source.weights(index, first), element_type, source.column_importance(index), ctypes.byref(matrix)
+                )
+            _native.check(status)
+
+    _run_all(count * parts, work)
+
+
+def _choose_global_scales(source: _Source, format: str, block: int) -> NDArray[np.float32]:
+    count, rows, columns = source.matrices.shape
+    global_scales = np.ones(count, np.float32)
+    if format != "nvfp4":
+        return global_scales
+
+    def work(index: int) -> None:
+        matrix = _native.Fp4Matrix(
+            format=_native.FORMAT_NUMBERS[format], block_size=block, rows=rows, columns=columns, global_scale=1.0
+        )
+        with source.named_errors(index):
+            status = _native.library().onnx_moe_choose_global_scale(
+                source.weights(index),
+                _native.ELEMENT_TYPES[source.element_type],
+                _native.SCALE_RULES[source.scale],
+                source.column_importance(index),
+                ctypes.byref(matrix),
+            )
+            _native.check(status)
+        global_scales[index] = matrix.global_scale
+
+    _run_all(count, work)
+    return global_scales
+
+
+def _checked_importance(
+    importance: NDArray[Any] | None, shape: tuple[int, ...], scale: str
+) -> NDArray[np.float32] | None:
+    """Contiguous [count, K]."""
+    if importance is None:
+        return None
+    if scale != "mse":
+        raise InvalidInputError(f"importance is given, which scale={scale!r} does not look at: use scale='mse'.")
+    values = np.ascontiguousarray(importance, np.float32)
+    if values.shape != shape:
+        raise InvalidInputError(f"importance has shape {list(values.shape)}, but must be {list(shape)}: [..., K].")
+    if not (np.isfinite(values) & (values >= 0)).all():
+        raise InvalidInputError("importance holds a value that is negative or not finite: it multiplies squares.")
+    return values.reshape(-1, shape[-1])
+
+
+def _checked_global_scale(
+    global_scale: NDArray[Any] | None, shape: tuple[int, ...], format: str
+) -> NDArray[np.float32] | None:
+    """Contiguous [count]."""
+    if global_scale is None:
+        return None
+    if format != "nvfp4":
+        raise InvalidInputError(f"global_scale is given, which {format} does not have: leave it out, or use nvfp4.")
+    values = np.asarray(global_scale, np.float32)
+    if values.shape != shape:
+        raise InvalidInputError(f"global_scale has shape {list(values.shape)}, but must be {list(shape)}.")
+    return values.reshape(-1)
 
 
 def dequantize(quantized: QuantizedWeights) -> NDArray[np.float32]:
@@ -163,7 +266,7 @@ def dequantize(quantized: QuantizedWeights) -> NDArray[np.float32]:
         matrix = _matrix(codes[index], scales[index], float(global_scale[index]), quantized.format, block)
         _native.check(_native.library().onnx_moe_dequantize(ctypes.byref(matrix), weights[index].ctypes.data))
 
-    _for_each_matrix(count, dequantize_matrix)
+    _run_all(count, dequantize_matrix)
     return weights.reshape(*leading, rows, 2 * packed_columns)
 
 

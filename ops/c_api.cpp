@@ -1,17 +1,17 @@
 // The C API over the core: arguments in, exceptions to error texts, everything on the calling thread.
-#include <cstdlib>
-#include <exception>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "c_api_guard.h"
 #include "core/accelerator.h"
 #include "core/dispatch.h"
 #include "core/error.h"
 #include "core/expert_gemm.h"
 #include "core/quantize.h"
 #include "core/router.h"
+#include "core/serial_host.h"
 #include "experts/cache_simulator.h"
 #include "experts/residency_registry.h"
 #include "experts/routing_recorder.h"
@@ -22,33 +22,6 @@ namespace onnx_moe {
 
 namespace {
 
-std::string& last_error() {
-  thread_local std::string message;
-  return message;
-}
-
-template <typename Body>
-int guarded(Body&& body) {
-  try {
-    last_error().clear();
-    body();
-    return 0;
-  } catch (const std::bad_alloc&) {
-    last_error() = "out of memory";
-  } catch (const std::exception& error) {
-    last_error() = error.what();
-  }
-  return 1;
-}
-
-class SerialHost final : public Host {
- public:
-  void parallel_for(Task task, void* state, size_t count) override {
-    for (size_t i = 0; i < count; ++i) task(state, i);
-  }
-  void* allocate(size_t bytes) override { return std::malloc(bytes); }
-  void release(void* memory) override { std::free(memory); }
-};
 
 ElementType element_type(int32_t type) {
   require(type == ONNX_MOE_FLOAT || type == ONNX_MOE_FLOAT16 || type == ONNX_MOE_BFLOAT16, "element type ", type,
@@ -138,12 +111,40 @@ const char* onnx_moe_device(void) {
   return result;
 }
 
+namespace onnx_moe {
+
+namespace {
+
+ScaleRule checked_scale_rule(int32_t number) {
+  require(number >= ONNX_MOE_SCALE_MSE && number <= ONNX_MOE_SCALE_RCEIL, "scale rule ", number,
+          " is unknown: use a value of onnx_moe_scale_rule");
+  return static_cast<ScaleRule>(number);
+}
+
+}  // namespace
+
+}  // namespace onnx_moe
+
 int onnx_moe_quantize(const void* weights, int32_t type, int32_t scale_rule, onnx_moe_fp4_matrix* out) {
   return guarded([&] {
-    onnx_moe::require(scale_rule >= ONNX_MOE_SCALE_MSE && scale_rule <= ONNX_MOE_SCALE_RCEIL, "scale rule ", scale_rule,
-                      " is unknown: use a value of onnx_moe_scale_rule");
-    onnx_moe::quantize(onnx_moe::current_kernel(), weights, onnx_moe::element_type(type),
-                       static_cast<onnx_moe::ScaleRule>(scale_rule), onnx_moe::fp4_matrix(*out));
+    onnx_moe::quantize(onnx_moe::current_kernel(), {weights, onnx_moe::element_type(type), nullptr},
+                       onnx_moe::checked_scale_rule(scale_rule), onnx_moe::fp4_matrix(*out));
+  });
+}
+
+int onnx_moe_quantize_weighted(const void* weights, int32_t type, const float* importance, onnx_moe_fp4_matrix* out) {
+  return guarded([&] {
+    onnx_moe::quantize(onnx_moe::current_kernel(), {weights, onnx_moe::element_type(type), importance},
+                       onnx_moe::ScaleRule::kMse, onnx_moe::fp4_matrix(*out));
+  });
+}
+
+int onnx_moe_choose_global_scale(const void* weights, int32_t type, int32_t scale_rule, const float* importance,
+                                 onnx_moe_fp4_matrix* out) {
+  return guarded([&] {
+    out->global_scale =
+        onnx_moe::choose_global_scale(onnx_moe::current_kernel(), {weights, onnx_moe::element_type(type), importance},
+                                      onnx_moe::checked_scale_rule(scale_rule), onnx_moe::fp4_matrix(*out));
   });
 }
 
@@ -237,6 +238,10 @@ int onnx_moe_residency(const char* session, const char** json) {
 
 int onnx_moe_set_cache_bytes(const char* session, const char* budget) {
   return guarded([&] { onnx_moe::find_engine(session)->set_budget(budget); });
+}
+
+int onnx_moe_save_counters(const char* session, const char* path) {
+  return guarded([&] { onnx_moe::find_engine(session)->save_counters(path); });
 }
 
 int onnx_moe_router(const onnx_moe_router_args* args) {

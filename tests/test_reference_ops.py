@@ -13,9 +13,9 @@ from onnx_moe import formats
 from onnx_moe.operators import DOMAIN, ROUTER, load_operators, register_schemas, router_attributes
 
 ROUTER_SCHEMA = (
-    "onnx_moe::router(Tensor hidden_states, Tensor? gate_weight, Tensor? gate_bias, Tensor? correction_bias, *, "
-    'int top_k, str scoring="softmax", int normalize=0, float norm_epsilon=0., float norm_min=0., '
-    "float scaling_factor=1., int num_groups=1, int top_k_groups=1, "
+    "onnx_moe::router(Tensor hidden_states, Tensor? gate_weight, Tensor? gate_bias, Tensor? correction_bias, "
+    'Tensor? next_gate_weight, *, int top_k, str scoring="softmax", int normalize=0, float norm_epsilon=0., '
+    "float norm_min=0., float scaling_factor=1., int num_groups=1, int top_k_groups=1, "
     'str group_scoring="max", int num_shared_experts=0) -> (Tensor, Tensor, Tensor)'
 )
 EXPERT_GEMM_SCHEMA = (
@@ -44,7 +44,7 @@ class Block(torch.nn.Module):
         self, hidden: torch.Tensor, gate: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor
     ) -> torch.Tensor:
         rows = hidden.reshape(-1, COLUMNS)
-        ids, expert_weights, _ = torch.ops.onnx_moe.router(rows, gate, None, None, top_k=2, num_shared_experts=1)
+        ids, expert_weights, _ = torch.ops.onnx_moe.router(rows, gate, None, None, None, top_k=2, num_shared_experts=1)
         y = torch.ops.onnx_moe.expert_gemm_fp4(
             rows, ids, weights, scales, None, None, expert_weights, gated=1, activation="silu"
         )
@@ -60,9 +60,12 @@ def test_signatures() -> None:
 def test_fake_implementations_agree_with_the_real_ones(dtype: torch.dtype) -> None:
     hidden, gate, weights, scales = block_inputs(dtype)
     router = torch.ops.onnx_moe.router.default
-    for arguments in ((hidden, gate, None, None), (hidden[..., :8], None, torch.ones(8), torch.zeros(8))):
+    for arguments in (
+        (hidden, gate, None, None, gate[:2]),
+        (hidden[..., :8], None, torch.ones(8), torch.zeros(8), None),
+    ):
         torch.library.opcheck(router, arguments, {"top_k": 2, "num_shared_experts": 1})
-    ids, expert_weights, _ = router(hidden, gate, None, None, top_k=2)
+    ids, expert_weights, _ = router(hidden, gate, None, None, None, top_k=2)
     gemm = torch.ops.onnx_moe.expert_gemm_fp4.default
     bias, per_slot = torch.ones(NUM_EXPERTS + 1, ROWS), hidden.unsqueeze(-2).repeat(1, 1, 2, 1)
     for x, combine, attributes in (

@@ -6,7 +6,7 @@ cd "$root"
 
 ruff check .
 ruff format --check .
-git ls-files -z 'ops/*.h' 'ops/*.cpp' 'metal/*.cpp' 'metal/runtime/*.h' 'metal/kernels/arguments.h' 'tests/*.cpp' | xargs -0 clang-format --dry-run --Werror
+git ls-files -z 'ops/*.h' 'ops/*.cpp' 'metal/*.cpp' 'metal/runtime/*.h' 'metal/plan/*.h' 'metal/simulator/*.h' 'metal/kernels/arguments.h' 'tests/*.cpp' | xargs -0 clang-format --dry-run --Werror
 
 # The sources lie in two folders that an install joins; mypy sees them joined.
 stage=$(mktemp -d)
@@ -14,3 +14,5 @@ trap 'rm -rf "$stage"' EXIT
 cp -r onnx_moe "$stage/onnx_moe"
 cp -r export "$stage/onnx_moe/export"
 (cd "$stage" && mypy --config-file "$root/pyproject.toml" -p onnx_moe)
+mypy --explicit-package-bases -p metal.simulator -m metal.runtime.embed_kernels -p tools.cross_macos \
+  -p tools.metal_on_cuda -m tools.check_metal_api -m tools.fetch_metal_cpp

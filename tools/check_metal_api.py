@@ -16,6 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from metal.simulator import compilers
+
 ROOT = Path(__file__).resolve().parents[1]
 PYOBJC = "pyobjc-framework-Metal==12.2.2"
 HEADERS = ROOT / "build" / "metal_cpp"
@@ -53,15 +55,11 @@ def wrong_enumerations(metadata: str) -> tuple[int, list[str]]:
     source = "#include <Metal/Metal.hpp>\n" + "\n".join(lines)
     folders = [HEADERS, ROOT / "metal/stand_ins", ROOT / "metal/simulator/objective_c/include"]
     includes = [f"-I{folder}" for folder in folders]
-    compiler = ["clang++", "-std=c++17", "-fblocks", "-w", "-fsyntax-only", "-x", "c++", "-"]
-    for name in ("clang++-19", "clang++"):
-        compiler[0] = name
-        try:
-            result = subprocess.run([*compiler[:-1], *includes, "-"], input=source, capture_output=True, text=True)
-        except FileNotFoundError:
-            continue
-        return len(compared), [line for line in result.stderr.splitlines() if "error" in line]
-    raise SystemExit("enumerations are compared by clang++, and there is none (Debian: clang-19)")
+    if compilers.CLANGXX is None:
+        raise SystemExit("enumerations are compared by clang++, and there is none (Debian: clang)")
+    command = [compilers.CLANGXX, "-std=c++17", "-fblocks", "-w", "-fsyntax-only", *includes, "-x", "c++", "-"]
+    result = subprocess.run(command, input=source, capture_output=True, text=True)
+    return len(compared), [line for line in result.stderr.splitlines() if "error" in line]
 
 
 def unknown_selectors(pyobjc: Path) -> tuple[int, list[str]]:

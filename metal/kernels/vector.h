@@ -53,10 +53,25 @@ inline BlockScale row_scale(thread const WeightRows& weights, uint row, uint col
   return load_scale(weights.scales + weights.rows[row] * row_bytes, column / BLOCK_SIZE);
 }
 
-// PART activations from `x` on, which is aligned to as many.
-inline void load_activations(device const ELEMENT* x, thread float* values) {
-  for (uint i = 0; i < PART; i += 4) {
-    const metal::vec<ELEMENT, 4> four = *(device const metal::vec<ELEMENT, 4>*)(x + i);
-    for (uint j = 0; j < 4; ++j) values[i + j] = float(four[j]);
+// The values of 16 bytes of activations, by the pointer that they were loaded from.
+inline void unpack(uint4 words, device const float*, thread float* values) {
+  for (uint j = 0; j < 4; ++j) values[j] = as_type<float>(words[j]);
+}
+
+template <typename Pair>
+inline void unpack_pairs(uint4 words, thread float* values) {
+  for (uint j = 0; j < 4; ++j) {
+    const Pair pair = as_type<Pair>(words[j]);
+    values[2 * j] = float(pair.x);
+    values[2 * j + 1] = float(pair.y);
   }
+}
+inline void unpack(uint4 words, device const half*, thread float* values) { unpack_pairs<half2>(words, values); }
+inline void unpack(uint4 words, device const bfloat*, thread float* values) { unpack_pairs<bfloat2>(words, values); }
+
+// PART activations from `x` on, which is aligned to as many. Lanes are a step apart, so that a load costs what it
+// touches: 16 bytes each, the widest there is.
+inline void load_activations(device const ELEMENT* x, thread float* values) {
+  const uint per_load = 16 / sizeof(ELEMENT);
+  for (uint i = 0; i < PART; i += per_load) unpack(*(device const uint4*)(x + i), x, values + i);
 }

@@ -1,8 +1,12 @@
 // The Metal backend: the operators' plans, run on the default device.
+#include <map>
+#include <mutex>
+
 #include "core/accelerator.h"
 #include "core/dispatch.h"
 #include "plan/regimes.h"
 #include "runtime/execution.h"
+#include "runtime/self_test.h"
 
 namespace onnx_moe::metal {
 
@@ -51,6 +55,14 @@ class Backend final : public Accelerator {
 
   const char* unsupported(const RouterAttributes& router, int64_t num_experts) const override {
     return metal::unsupported(router, num_experts);
+  }
+
+  const std::string& distrust(ElementType type) override {
+    const std::lock_guard<std::mutex> lock(self_test_mutex_);
+    const auto tested = distrust_.find(type);
+    if (tested != distrust_.end()) return tested->second;
+    const std::string difference = self_test(*this, type);
+    return distrust_[type] = difference.empty() ? "" : description() + " fails its self-test: " + difference;
   }
 
   int64_t worth_from() const override { return kWorthFrom; }
@@ -112,6 +124,8 @@ class Backend final : public Accelerator {
   Device device_;
   Pipelines pipelines_;
   BufferPool pool_;
+  std::mutex self_test_mutex_;
+  std::map<ElementType, std::string> distrust_;
 };
 
 AcceleratorSearch search() {

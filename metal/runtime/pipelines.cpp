@@ -1,13 +1,44 @@
 #include "runtime/pipelines.h"
 
-#include "kernel_sources.inc"
+#include <dispatch/dispatch.h>
 
 namespace onnx_moe::metal {
 
 namespace {
 
+// A file's kernels as Xcode compiled them, when it was there.
+struct CompiledKernels {
+  const void* data = nullptr;
+  size_t size = 0;
+};
+
+#include "kernel_sources.inc"
+
 const char* element_name(ElementType type) {
   return type == ElementType::kFloat ? "float" : type == ElementType::kFloat16 ? "half" : "bfloat";
+}
+
+Owned<MTL::Library> load(MTL::Device& device, const CompiledKernels& compiled, const Launch& launch) {
+  // Without a destructor it keeps a copy.
+  const dispatch_data_t data = dispatch_data_create(compiled.data, compiled.size, nullptr, nullptr);
+  NS::Error* error = nullptr;
+  auto library = NS::TransferPtr(device.newLibrary(data, &error));
+  dispatch_release(data);
+  require(library.get() != nullptr, "Metal does not load the compiled ", launch.file, ".metal: ", message(error));
+  return library;
+}
+
+Owned<MTL::Library> compile_text(MTL::Device& device, const Launch& launch) {
+  auto options = NS::TransferPtr(MTL::CompileOptions::alloc()->init());
+  options->setLanguageVersion(MTL::LanguageVersion3_1);
+  // NaN, infinities and the order of sums are part of what the operators promise.
+  options->setFastMathEnabled(false);
+  const std::string source =
+      std::string("#define ELEMENT ") + element_name(launch.type) + "\n" + kernel_source(launch.file);
+  NS::Error* error = nullptr;
+  auto library = NS::TransferPtr(device.newLibrary(text(source), options.get(), &error));
+  require(library.get() != nullptr, "Metal does not compile ", launch.file, ".metal: ", message(error));
+  return library;
 }
 
 }  // namespace
@@ -40,15 +71,8 @@ Owned<MTL::ComputePipelineState> Pipelines::compile(const Launch& launch) {
 MTL::Library* Pipelines::library(const Launch& launch) {
   Owned<MTL::Library>& library = libraries_[std::string(launch.file) + " " + element_name(launch.type)];
   if (library) return library.get();
-  auto options = NS::TransferPtr(MTL::CompileOptions::alloc()->init());
-  options->setLanguageVersion(MTL::LanguageVersion3_1);
-  // NaN, infinities and the order of sums are part of what the operators promise.
-  options->setFastMathEnabled(false);
-  const std::string source =
-      std::string("#define ELEMENT ") + element_name(launch.type) + "\n" + kernel_source(launch.file);
-  NS::Error* error = nullptr;
-  library = NS::TransferPtr(device_.metal().newLibrary(text(source), options.get(), &error));
-  require(library.get() != nullptr, "Metal does not compile ", launch.file, ".metal: ", message(error));
+  const CompiledKernels compiled = kernel_library(launch.file, element_name(launch.type));
+  library = compiled.data ? load(device_.metal(), compiled, launch) : compile_text(device_.metal(), launch);
   return library.get();
 }
 

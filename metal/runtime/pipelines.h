@@ -1,4 +1,5 @@
-// Kernels compiled at run time from the text that the library carries, kept by kernel, element type and constants.
+// Kernels as Xcode compiled them, or else compiled at run time from their text: the plugin carries either. Kept by
+// kernel, element type and constants.
 #pragma once
 
 #include <map>

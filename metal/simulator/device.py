@@ -5,26 +5,20 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from . import runner
+from .launch import Grid, Options, Schedule
+from .library import COUNT_LOADS, KernelLibrary
 from .operators import Launch
 
 KERNELS = Path(__file__).parent.parent / "kernels"
 
 
 @functools.cache
-def library(
-    file: str,
-    element: str,
-    target: str = "cpu",
-    kernels: Path = KERNELS,
-    open_constants: bool = False,
-    flags: tuple[str, ...] = (),
-) -> runner.Library:
-    """A kernel file, translated for `target`, with activations of `element`."""
-    source = str(kernels / f"{file}.metal")
-    return runner.compile(source, [str(kernels)], target, {"ELEMENT": element}, flags, open_constants=open_constants)
+def kernel_library(
+    file: str, element: str, kernels: Path = KERNELS, flags: tuple[str, ...] = (), open_constants: bool = False
+) -> KernelLibrary:
+    """A kernel file with activations of `element`."""
+    return KernelLibrary.load(kernels / f"{file}.metal", {"ELEMENT": element}, flags, open_constants)
 
 
 @dataclass(frozen=True)
@@ -32,33 +26,27 @@ class SimulatedDevice:
     """Runs launches in a schedule: the order of simdgroups and lanes between synchronisation points.
 
     specialised: compile each kernel for its function constants, as Metal does; otherwise they are variables, and one
-    compilation serves them all. count_loads: count what is loaded (clang only; specialised too).
+    compilation serves them all. race_check: run under ThreadSanitizer.
     """
 
-    schedule: str = "forward"
+    schedule: Schedule = "forward"
     race_check: bool = False
     kernels: Path = KERNELS
     specialised: bool = False
-    count_loads: bool = False
 
     def run(self, launch: Launch) -> None:
-        self._run(launch)
+        options = Options(self.schedule, strict=True)
+        open_constants = not (self.race_check or self.specialised)
+        library = kernel_library(launch.file, launch.element, self.kernels, open_constants=open_constants)
+        run = library.check_races if self.race_check else library.run
+        run(launch.kernel, launch.buffers, _grid(launch), launch.constants, options)
 
-    def loads(self, launch: Launch) -> list[int]:
-        """Runs a launch; the bytes that it loads from each buffer, each byte once a simdgroup."""
-        return self._run(launch)["loaded"]
 
-    def _run(self, launch: Launch) -> dict[str, Any]:
-        open_constants = not (self.race_check or self.specialised or self.count_loads)
-        flags = ("-fsanitize-coverage=edge,trace-loads",) if self.count_loads else ()
-        kernels = library(launch.file, launch.element, "cpu", self.kernels, open_constants, flags)
-        return kernels.run(
-            launch.kernel,
-            list(launch.buffers),
-            (*launch.threadgroups, 1),
-            (launch.threads, 1, 1),
-            constants=launch.constants,
-            schedule=self.schedule,
-            race_check=self.race_check,
-            strict=True,
-        )
+def count_loads(launch: Launch) -> tuple[int, ...]:
+    """Runs a launch; the bytes that it loads from each buffer, each byte once a simdgroup. Needs clang."""
+    library = kernel_library(launch.file, launch.element, flags=COUNT_LOADS)
+    return library.run(launch.kernel, launch.buffers, _grid(launch), launch.constants, Options(strict=True)).loaded
+
+
+def _grid(launch: Launch) -> Grid:
+    return Grid(launch.threadgroups, (launch.threads,))

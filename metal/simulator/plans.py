@@ -6,14 +6,13 @@ import ctypes
 import functools
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import runner
+from . import compilers
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
@@ -67,9 +66,7 @@ def build_planner(path: Path) -> None:
     flags.append("-Wl,--exclude-libs,ALL")
     folders = [f"-I{ROOT / folder}" for folder in ("ops", "metal")]
     sources = [str(ROOT / source) for source in SOURCES]
-    result = subprocess.run([runner.CXX, *flags, *folders, *sources, "-o", str(path)], capture_output=True, text=True)
-    if result.returncode:
-        raise PlanError(f"the planner does not compile:\n{result.stderr}")
+    compilers.run("compiling the planner", [compilers.compiler(), *flags, *folders, *sources, "-o", str(path)])
 
 
 @functools.cache

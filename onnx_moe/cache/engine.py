@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from typing import Any
 
 import onnxruntime
 
 from onnx_moe import _native
+from onnx_moe.cache.report import Occupancy, cache_report
+from onnx_moe.cache.sizes import MEBIBYTE, budget_bytes
 from onnx_moe.errors import InvalidInputError
 from onnx_moe.session import SESSION_NAME, config_entry
 
 
 class CacheEngine:
-    """What keeps a session's experts in memory, while the session lives."""
+    """What keeps a session's experts in memory, while the session lives.
+
+    It reads and resizes as an `ExpertCache` does; its objects are experts as they lie in the model's file, which runs
+    of the session look up. Each question asks the session anew, and raises OnnxMoeError when that is gone.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name.encode()
@@ -36,6 +43,69 @@ class CacheEngine:
         Raises OnnxMoeError below what one token needs, or when the session's mode is not pool.
         """
         _native.check(_native.library().onnx_moe_set_cache_bytes(self._name, str(budget).encode()))
+
+    def save_counters(self, path: str | os.PathLike[str]) -> None:
+        """Writes how much each expert was used, in ONNX Runtime's text format of expert counters.
+
+        A session with the entry onnx_moe.counters = `path` starts warm from it. Raises OnnxMoeError when the session's
+        mode is not pool, or when the file cannot be written.
+        """
+        _native.check(_native.library().onnx_moe_save_counters(self._name, os.fsencode(path)))
+
+    def resize(self, cache_size_mb: float) -> int:
+        """`set_budget`, in MiB; how many experts left meanwhile, those that runs replaced included."""
+        before = self.statistics()["evictions"]
+        self.set_budget(budget_bytes("the cache's size", cache_size_mb))
+        return int(self.statistics()["evictions"] - before)
+
+    @property
+    def cache_size_bytes(self) -> int:
+        """The budget."""
+        return int(self.statistics()["budget_bytes"])
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits / lookups; 0 without lookups."""
+        return float(self.get_stats()["global"]["hit_rate"])
+
+    @property
+    def size_mb(self) -> float:
+        """MiB of the slots that hold an expert."""
+        return float(self.get_stats()["memory"]["size_mb"])
+
+    @property
+    def num_entries(self) -> int:
+        """Experts in the cache."""
+        return int(self.statistics()["resident"])
+
+    def get_stats(self) -> dict[str, Any]:
+        """{"global", "memory", "config", "per_layer"} as ExpertCache.get_stats has them; `statistics` says more."""
+        of = self.statistics()
+        counters = {
+            "total_hits": of["hits"],
+            "total_misses": of["misses"],
+            "total_evictions": of["evictions"],
+            "joined": of["joined"],
+        }
+        layers = {
+            number: {
+                "hit_rate": layer["hits"] / max(layer["hits"] + layer["misses"], 1),
+                "cache_hits": layer["hits"],
+                "cache_misses": layer["misses"],
+                "num_entries": layer["resident"],
+            }
+            for number, layer in enumerate(of["layers"])
+        }
+        occupancy = Occupancy(of["resident"], of["resident"] * of["slot_bytes"], of["budget_bytes"])
+        config = {"num_layers": len(of["layers"]), "policy": of["policy"], "mode": of["mode"]}
+        return cache_report(counters, occupancy, config, layers)
+
+    def __repr__(self) -> str:
+        of = self.statistics()
+        return (
+            f"CacheEngine(mode={of['mode']}, num_layers={len(of['layers'])}, size={self.size_mb:.1f}/"
+            f"{of['budget_bytes'] / MEBIBYTE:g} MiB, entries={of['resident']}, hit_rate={self.hit_rate:.1%})"
+        )
 
 
 def engine(session: onnxruntime.InferenceSession) -> CacheEngine:

@@ -8,11 +8,16 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from onnx_moe.cli.accuracy import accuracy
+from onnx_moe.cli.bench import bench
 from onnx_moe.cli.demo import demo
 from onnx_moe.cli.doctor import doctor
 from onnx_moe.cli.export import export
 from onnx_moe.cli.generate import generate
 from onnx_moe.cli.inspect import inspect
+from onnx_moe.cli.plan import plan
+from onnx_moe.cli.profile import profile
+from onnx_moe.cli.simulate import simulate
 from onnx_moe.errors import OnnxMoeError
 
 app = typer.Typer(
@@ -25,6 +30,11 @@ app.command()(export)
 app.command()(generate)
 app.command()(inspect)
 app.command()(doctor)
+app.command()(accuracy)
+app.command()(profile)
+app.command()(plan)
+app.command()(simulate)
+app.add_typer(bench, name="bench")
 
 
 @app.callback()

@@ -40,6 +40,10 @@ def export(
         bool, typer.Option("--router-logits", help="Make the routers' logits outputs, too.")
     ] = False,
     functions: Annotated[bool, typer.Option(help="Carry bodies that run without the plugin.")] = True,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="A text file in UTF-8: fit the experts to the tokens that it sends to them. Takes minutes."),
+    ] = None,
 ) -> None:
     """Export a Torch module with MoE layers to ONNX with FP4 experts."""
     from onnx_moe.export import export as export_module  # Torch takes seconds to import
@@ -60,6 +64,7 @@ def export(
             fold_shared_experts=fold_shared_experts,
             router_logits=router_logits,
             functions=functions,
+            calibrate=calibrate,
             progress=status.update,
         )
     table = Table(title=f"{report.path}: {len(report.layers)} MoE layers in {report.format}")
@@ -76,6 +81,8 @@ def export(
         )
     console.print(table)
     console.print(f"{megabytes(report.module_bytes)} became {megabytes(report.model_bytes)}.")
+    for note in report.notes:
+        console.print(f"[yellow]note:[/] {note}", highlight=False)
 
 
 def _call(source: str) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ def router(
     gate_weight: torch.Tensor | None = None,
     gate_bias: torch.Tensor | None = None,
     correction_bias: torch.Tensor | None = None,
+    next_gate_weight: torch.Tensor | None = None,
     *,
     compute_dtype: torch.dtype = torch.float32,
     **attributes: Any,
@@ -26,10 +27,11 @@ def router(
     hidden_states: [..., H], or the logits [..., E] when there is no gate_weight.
     gate_weight: [E, H]; gate_bias: [E], added to the logits.
     correction_bias: [E], added to the scores for the selection only.
+    next_gate_weight: [F, H], the next layer's gate_weight; changes nothing here (it says what to read ahead).
     attributes: those of MoERouter; k = top_k + num_shared_experts.
     """
     options = router_attributes(attributes)
-    check_router_inputs(hidden_states, gate_weight, gate_bias, correction_bias, options)
+    check_router_inputs(hidden_states, gate_weight, gate_bias, correction_bias, next_gate_weight, options)
     logits = hidden_states.to(compute_dtype, copy=True)
     if gate_weight is not None:
         logits = logits @ gate_weight.to(compute_dtype).T
@@ -100,6 +102,7 @@ def check_router_inputs(
     gate_weight: torch.Tensor | None,
     gate_bias: torch.Tensor | None,
     correction_bias: torch.Tensor | None,
+    next_gate_weight: torch.Tensor | None,
     options: RouterAttributes,
 ) -> int:
     """The number of experts; InvalidInputError unless shapes and dtypes fit each other."""
@@ -122,5 +125,22 @@ def check_router_inputs(
                 f"{ROUTER}: {name} has shape {list(bias.shape)}: a router of {num_experts} experts takes "
                 f"[{num_experts}]."
             )
+    if next_gate_weight is not None:
+        _check_next_gate(hidden_states, gate_weight, next_gate_weight)
     options.check_num_experts(num_experts)
     return num_experts
+
+
+def _check_next_gate(
+    hidden_states: torch.Tensor, gate_weight: torch.Tensor | None, next_gate_weight: torch.Tensor
+) -> None:
+    if gate_weight is None:
+        raise InvalidInputError(
+            f"{ROUTER}: next_gate_weight takes hidden states, but without gate_weight the router gets logits: leave it "
+            "out."
+        )
+    if next_gate_weight.ndim != 2 or next_gate_weight.shape[1] != hidden_states.shape[-1]:
+        raise InvalidInputError(
+            f"{ROUTER}: next_gate_weight has shape {list(next_gate_weight.shape)}: hidden_states of shape "
+            f"{list(hidden_states.shape)} take [num_experts, {hidden_states.shape[-1]}]."
+        )

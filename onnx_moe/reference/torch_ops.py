@@ -48,9 +48,10 @@ def router_op(
     gate_weight: torch.Tensor | None,
     gate_bias: torch.Tensor | None,
     correction_bias: torch.Tensor | None,
+    next_gate_weight: torch.Tensor | None,
     **attributes: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return router(hidden_states, gate_weight, gate_bias, correction_bias, **attributes)
+    return router(hidden_states, gate_weight, gate_bias, correction_bias, next_gate_weight, **attributes)
 
 
 @router_op.register_fake
@@ -59,10 +60,11 @@ def _(
     gate_weight: torch.Tensor | None,
     gate_bias: torch.Tensor | None,
     correction_bias: torch.Tensor | None,
+    next_gate_weight: torch.Tensor | None,
     **attributes: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     options = router_attributes(attributes)
-    num_experts = check_router_inputs(hidden_states, gate_weight, gate_bias, correction_bias, options)
+    num_experts = check_router_inputs(hidden_states, gate_weight, gate_bias, correction_bias, next_gate_weight, options)
     rows = hidden_states.shape[:-1]
     slots = options.top_k + options.num_shared_experts
     return (

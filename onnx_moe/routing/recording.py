@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnx_moe import _native
 from onnx_moe.errors import InvalidInputError
-from onnx_moe.routing.trace import PHASES, RoutingTrace
+from onnx_moe.routing.trace import RoutingTrace, phase_number
 from onnx_moe.session import config_entry
 
 _BY_SHAPE = -1
@@ -49,9 +49,7 @@ class Recording:
 
         By shape, a call decodes when its hidden states [..., sequence, H] have sequences of length 1 ([T, H]: one row).
         """
-        if phase is not None and phase not in PHASES:
-            raise InvalidInputError(f"phase={phase!r} is unknown: use {', '.join(PHASES)} or None.")
-        number = _BY_SHAPE if phase is None else PHASES.index(phase)
+        number = _BY_SHAPE if phase is None else phase_number(phase)
         _native.check(_native.library().onnx_moe_recording_label(self._name, number, request))
 
     @property

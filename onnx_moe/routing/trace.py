@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,13 @@ Ints = NDArray[np.int32]
 #: Phases of a call, by number: tokens of a prompt together, or one new token of each sequence.
 PHASES = ("prefill", "decode")
 PREFILL, DECODE = range(2)
+
+
+def phase_number(name: str) -> int:
+    """The number of a phase's name; InvalidInputError for another one."""
+    if name not in PHASES:
+        raise InvalidInputError(f"phase={name!r} is unknown: use {', '.join(PHASES)} or None.")
+    return PHASES.index(name)
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,47 @@ class RoutingTrace:
             self.experts[positions],
             None if self.weights is None else self.weights[positions],
         )
+
+    @property
+    def tokens_of_calls(self) -> NDArray[np.int64]:
+        """Tokens of each call [V]."""
+        return np.diff(self.offsets) // self.top_k
+
+    def token_by_token(self) -> RoutingTrace:
+        """The same choices as decoding would make them: each token passes all layers before the next one does.
+
+        A pass is a run of calls of rising layers with the same request, phase and number of tokens.
+        """
+        tokens = self.tokens_of_calls
+        new_pass = np.ones(self.num_calls, bool)
+        same = [column[1:] == column[:-1] for column in (self.requests, self.phases, tokens)]
+        new_pass[1:] = ~((self.layers[1:] > self.layers[:-1]) & np.logical_and.reduce(same))
+        passes = np.repeat(np.cumsum(new_pass), tokens)
+        calls = np.repeat(np.arange(self.num_calls), tokens)
+        rows = np.arange(len(calls)) - np.repeat(self.offsets[:-1] // self.top_k, tokens)
+        order = np.lexsort((calls, rows, passes))
+        chosen = calls[order]
+
+        def reordered(column: NDArray[Any]) -> NDArray[Any]:
+            return column.reshape(-1, self.top_k)[order].reshape(-1)
+
+        return replace(
+            self,
+            layers=self.layers[chosen],
+            phases=self.phases[chosen],
+            requests=self.requests[chosen],
+            offsets=np.arange(len(order) + 1, dtype=np.int64) * self.top_k,
+            experts=reordered(self.experts),
+            weights=None if self.weights is None else reordered(self.weights),
+        )
+
+    def last_calls(self, expert_ids: int) -> RoutingTrace:
+        """The last calls, with about so many expert ids at the most, from a call of the first call's layer on."""
+        if len(self.experts) <= expert_ids:
+            return self
+        first = int(np.searchsorted(self.offsets, self.offsets[-1] - expert_ids))
+        starts = np.flatnonzero(self.layers[first:] == self.layers[0])
+        return self.select(slice(first + int(starts[0]) if starts.size else first, None))
 
     @classmethod
     def of_calls(cls, calls: Sequence[Call], num_experts: int, layer_names: int | Sequence[str]) -> RoutingTrace:

@@ -35,6 +35,10 @@ class Accelerator {
   // Why the device cannot route so, or null.
   virtual const char* unsupported(const RouterAttributes& router, int64_t num_experts) const = 0;
 
+  // Why its results for activations of this type are not to be trusted, or empty: small blocks, computed by the device
+  // and by the CPU kernel, agree. Looked at once a process and type, when first asked.
+  virtual const std::string& distrust(ElementType type) = 0;
+
   // Multiply-adds of a call below which the CPU is done sooner.
   virtual int64_t worth_from() const = 0;
 

@@ -28,12 +28,11 @@ int64_t input_rows(const ExpertGemmInput& input) {
   return input.x_per_slot ? input.tokens * input.slots : input.tokens;
 }
 
-// Whether some expert's row count asks for activations in packed form (or else as floats).
-bool any_reads_packed(const Kernel& kernel, const ExpertGroups& groups, const Operands& operands, bool packed) {
-  for (int64_t i = 0; i < groups.active_count(); ++i) {
-    if (kernel.reads_packed(operands, groups.rows(i)) == packed) return true;
-  }
-  return false;
+// The packed forms of activations that some expert's row count asks for.
+PackedForms forms_of(const Kernel& kernel, const ExpertGroups& groups, const Operands& operands) {
+  PackedForms forms = 0;
+  for (int64_t i = 0; i < groups.active_count(); ++i) forms |= kernel.forms(operands, groups.rows(i));
+  return forms;
 }
 
 }  // namespace
@@ -66,9 +65,9 @@ void validate(const ExpertWeights& weights, const Activation& activation) {
 ExpertGemm::ExpertGemm(const Kernel& kernel, const Activation& activation, const ExpertWeights& weights,
                        const ExpertGemmInput& input, const ExpertGroups& groups, Host& host)
     : host_(host),
-      any_packed_(any_reads_packed(kernel, groups, operands_of(weights, input), true)),
+      forms_(forms_of(kernel, groups, operands_of(weights, input))),
       widened_(host, input.type == ElementType::kFloat ? 0 : input_rows(input) * weights.columns),
-      packed_(host, any_packed_ ? input_rows(input) * kernel.packed_bytes(operands_of(weights, input)) : 0),
+      packed_(host, forms_ ? input_rows(input) * kernel.packed_bytes(operands_of(weights, input)) : 0),
       call_{kernel,
             activation,
             weights,
@@ -87,7 +86,7 @@ ExpertGemm::ExpertGemm(const Kernel& kernel, const Activation& activation, const
 void ExpertGemm::prepare_rows(int64_t count, const int64_t* assignments) {
   const ExpertGemmInput& input = call_.input;
   const bool is_float = input.type == ElementType::kFloat;
-  if (is_float && !any_packed_) return;
+  if (is_float && !forms_) return;
   const int64_t depth = call_.operands.depth;
   parallel_for_rows(host_, count, [&](int64_t index) {
     const int64_t row = assignments ? assignments[index] : index;
@@ -95,8 +94,8 @@ void ExpertGemm::prepare_rows(int64_t count, const int64_t* assignments) {
       call_.kernel.widen(input.type, element_at(input.type, input.x, row * depth), depth,
                          widened_.data() + row * depth);
     }
-    if (any_packed_) {
-      call_.kernel.pack(call_.operands, call_.values + row * depth, packed_.data() + row * call_.packed_bytes);
+    if (forms_) {
+      call_.kernel.pack(call_.operands, forms_, call_.values + row * depth, packed_.data() + row * call_.packed_bytes);
     }
   });
 }

@@ -37,7 +37,7 @@ class ExpertGemm {
   void compute_tiles(const ExpertSet& set, bool combined);
 
   Host& host_;
-  bool any_packed_;
+  PackedForms forms_;
   Scratch<float> widened_;
   Scratch<uint8_t> packed_;
   std::optional<Scratch<float>> results_;  // of all assignments, where sets are computed one by one

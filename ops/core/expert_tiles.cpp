@@ -12,9 +12,8 @@ namespace {
 // cores busy to the end allows: long runs through the weights, and activations that are read once for many of them.
 constexpr int64_t kTilesPerCore = 4;
 constexpr int64_t kMaxTileColumns = 256;
-constexpr int64_t kFewRows = 6;           // of an expert: kernels stream the weights, and take a tile as a whole
-constexpr int64_t kProductFloats = 8192;  // of one product: 32 KiB, on the stack
-static_assert(kMaxRows * kMaxPanelRows <= kProductFloats && kFewRows * 2 * kMaxTileColumns <= kProductFloats);
+constexpr int64_t kFewRows = 6;  // of an expert: kernels stream the weights, and take a tile as a whole
+static_assert(kMaxRows * kMaxPanelRows <= kNarrowProducts && kFewRows * 2 * kMaxTileColumns <= kNarrowProducts);
 constexpr int64_t kRowBytes = 1024 * 1024;  // of activations that a tile's weights meet in the second cache
 
 Fp4Tile make_tile(const TileCall& call, int64_t expert, int64_t first_column) {
@@ -125,7 +124,7 @@ void write_rows(const Work& work, const Epilogue& epilogue, int64_t first, const
 void multiply_part(const Work& work, const Fp4Tile& part, int64_t first, const RowSet& rows) {
   const TileCall& call = work.call;
   const int64_t band_stride = call.padded(part.columns);
-  alignas(64) float products[kProductFloats];
+  alignas(64) float products[kWideProducts];
   Epilogue epilogue = work.epilogue;
   epilogue.products = {products, part.bands * band_stride, band_stride};
   epilogue.columns = part.columns;
@@ -136,13 +135,14 @@ void multiply_part(const Work& work, const Fp4Tile& part, int64_t first, const R
 }
 
 // Columns of a band whose products with `rows` rows are computed at once. A few rows take the tile as a whole; more
-// rows take it panel by panel, so that a panel is decoded once for all, or, interleaved, as many columns as there is
-// room for products: the more there are, the longer a row's activations stay in the first cache.
+// rows take it panel by panel, so that a panel is decoded once for all, or, interleaved or gathered, as many columns as
+// there is room for products: the more there are, the longer a row's activations stay in the first cache.
 int64_t columns_at_once(const TileCall& call, int64_t rows) {
   if (rows <= kFewRows) return kMaxTileColumns;
   const int64_t panel = kMaxPanelRows / call.bands();
-  if (call.operands.layout == WeightLayout::kRows) return panel;
-  return std::min(kProductFloats / (rows * kMaxPanelRows) * panel, kMaxTileColumns);
+  const int64_t products = call.kernel.product_floats;
+  if (call.operands.layout == WeightLayout::kRows && products == kNarrowProducts) return panel;
+  return std::min(products / (rows * kMaxPanelRows) * panel, kMaxTileColumns);
 }
 
 void multiply_rows(const Work& work, const RowSet& rows) {

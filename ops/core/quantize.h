@@ -3,13 +3,12 @@
 
 #include <cstdint>
 
+#include "core/block_scales.h"
 #include "core/element_type.h"
 #include "core/fp4.h"
 #include "kernels/kernel.h"
 
 namespace onnx_moe {
-
-enum class ScaleRule : int32_t { kMse = 0, kEven = 1, kCeil = 2, kFloor = 3, kRceil = 4 };
 
 // A matrix in FP4; scales as the format stores them.
 struct Fp4Matrix {
@@ -21,9 +20,22 @@ struct Fp4Matrix {
   float global_scale;
 };
 
+// Weights to quantise. importance: float [columns] ≥ 0, multiplies the squared errors of a column for kMse; may be
+// null.
+struct SourceMatrix {
+  const void* weights;
+  ElementType type;
+  const float* importance;
+};
+
 // Rounds weights / (block scale · global_scale) to the nearest code, ties to even, and saturates at ±6. Throws an
 // Error for a NaN or an infinity. A block of zeros gets the scale that the rule gives its maximum of 0.
-void quantize(const Kernel& kernel, const void* weights, ElementType type, ScaleRule rule, const Fp4Matrix& matrix);
+void quantize(const Kernel& kernel, const SourceMatrix& source, ScaleRule rule, const Fp4Matrix& matrix);
+
+// The global scale for `matrix`, of which format, rows and columns count. 1 where the format has none; maximum /
+// (6·448) for the rules; for kMse, of that and seven larger ones, which leave room to store the maximum as 4 and move
+// the grid of block scales, the one with the least error on a sample of rows.
+float choose_global_scale(const Kernel& kernel, const SourceMatrix& source, ScaleRule rule, const Fp4Matrix& matrix);
 
 void dequantize(const Fp4Matrix& matrix, float* weights);
 

@@ -1,6 +1,5 @@
 #include "experts/cache_policy.h"
 
-#include <cmath>
 #include <limits>
 #include <utility>
 
@@ -13,39 +12,6 @@ namespace {
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
 }  // namespace
-
-DecayedLfuPolicy::DecayedLfuPolicy(const ExpertBank& bank, double decay)
-    : bank_(bank), decay_(decay), visits_(static_cast<size_t>(bank.layers)), uses_(static_cast<size_t>(bank.size())) {
-  require(decay > 0 && decay <= 1, "decay is ", decay, ": it must lie in (0, 1], such as 0.95");
-  constexpr int kPowers = 1024;
-  powers_.reserve(kPowers);
-  for (int i = 0; i < kPowers; ++i) powers_.push_back(std::pow(decay, i));
-}
-
-// A power depends on its exponent alone, so that equal histories give equal bits at any time and in any layer.
-double DecayedLfuPolicy::power(int64_t exponent) const {
-  const auto index = static_cast<size_t>(exponent);
-  return index < powers_.size() ? powers_[index] : std::pow(decay_, static_cast<double>(exponent));
-}
-
-int64_t DecayedLfuPolicy::age(int64_t key) const {
-  return visits_[static_cast<size_t>(bank_.layer_of(key))] - uses_[static_cast<size_t>(key)].visit;
-}
-
-void DecayedLfuPolicy::use(int64_t key) {
-  const int64_t since = age(key);
-  Use& use = uses_[static_cast<size_t>(key)];
-  use.frequency = use.frequency * power(since) + 1;
-  use.visit += since;
-}
-
-bool DecayedLfuPolicy::goes_before(int64_t a, int64_t b) const {
-  // Only the difference of ages enters: within a layer it stays the same however many visits pass.
-  const int64_t older = age(a) - age(b);
-  const double of_a = uses_[static_cast<size_t>(a)].frequency;
-  const double of_b = uses_[static_cast<size_t>(b)].frequency;
-  return older >= 0 ? of_a * power(older) < of_b : of_a < of_b * power(-older);
-}
 
 BeladyPolicy::BeladyPolicy(const ExpertBank& bank, std::vector<int64_t> uses)
     : uses_(std::move(uses)), next_(uses_.size()), next_use_(static_cast<size_t>(bank.size()), kNever) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "experts/bank.h"
+#include "experts/use_counters.h"
 
 namespace onnx_moe {
 
@@ -19,6 +20,8 @@ class CachePolicy {
   // A call of the visited layer uses `key`, resident or not; once a call, however many tokens chose it. It may change
   // how this key compares.
   virtual void use(int64_t /*key*/) {}
+  // Before the first visit: `key` was used so much by an earlier session.
+  virtual void start_with(int64_t /*key*/, double /*uses*/) {}
   // Whether `a` goes before `b`. Neither before the other is a tie: the least recently used goes, then the lowest key.
   virtual bool goes_before(int64_t a, int64_t b) const = 0;
 };
@@ -29,30 +32,18 @@ class LruPolicy final : public CachePolicy {
   bool goes_before(int64_t, int64_t) const override { return false; }
 };
 
-// Least Σ decay^(visits of its layer since), over the visits that used an expert. decay lies in (0, 1]: 0.95 halves a
-// use in about 14 tokens; 1 is a plain count. Equal histories, of whatever layers, compare as exactly equal.
+// Least used, by decayed counters.
 class DecayedLfuPolicy final : public CachePolicy {
  public:
-  DecayedLfuPolicy(const ExpertBank& bank, double decay);
+  DecayedLfuPolicy(const ExpertBank& bank, double decay) : counters_(bank, decay) {}
 
-  void visit(int64_t layer) override { ++visits_[static_cast<size_t>(layer)]; }
-  void use(int64_t key) override;
-  bool goes_before(int64_t a, int64_t b) const override;
+  void visit(int64_t layer) override { counters_.visit(layer); }
+  void use(int64_t key) override { counters_.use(key); }
+  void start_with(int64_t key, double uses) override { counters_.set(key, uses); }
+  bool goes_before(int64_t a, int64_t b) const override { return counters_.less(a, b); }
 
  private:
-  struct Use {
-    double frequency = 0;  // as of the visit below
-    int64_t visit = 0;
-  };
-
-  int64_t age(int64_t key) const;
-  double power(int64_t exponent) const;
-
-  ExpertBank bank_;
-  double decay_;
-  std::vector<double> powers_;
-  std::vector<int64_t> visits_;  // by layer
-  std::vector<Use> uses_;        // by key
+  UseCounters counters_;
 };
 
 // Belady's: the expert whose next use is furthest away. It knows the future, so it bounds what any policy can do.
@@ -78,6 +69,7 @@ class PinnedPolicy final : public CachePolicy {
 
   void visit(int64_t layer) override { others_->visit(layer); }
   void use(int64_t key) override { others_->use(key); }
+  void start_with(int64_t key, double uses) override { others_->start_with(key, uses); }
   bool goes_before(int64_t a, int64_t b) const override;
 
  private:

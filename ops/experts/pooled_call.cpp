@@ -37,13 +37,18 @@ PooledCall::PooledCall(ResidencyEngine& engine, int64_t layer, const int32_t* ex
   const ResidencyEngine::Lock lock(engine_.mutex_);
   const Stopwatch watch(engine_.statistics_.bookkeeping_ns);
   engine_.planner_->look_up(*engine_.residents_, layer, expert_ids, count, visit_);
+  note_keys();
   count_visit();
   for (const VisitedExpert& expert : visit_.hits) {
     leased_.push_back(expert.key);
     awaited_.push_back(expert.key);
+    // Of a warm start, perhaps, behind everything that is asked for.
+    if (engine_.place(expert.key).state == State::kLoading) engine_.readers_->promote(expert.key);
   }
+  if (engine_.speculation_) take_over();
   admit();
   stage();
+  if (engine_.speculation_ && visit_.bypassing.empty()) engine_.read_ahead(layer, keys_);
 }
 
 PooledCall::~PooledCall() {
@@ -57,7 +62,21 @@ PooledCall::~PooledCall() {
   release_all();
   free_computed();
   for (const Staged& staged : loading_) engine_.empty(staged.place);
+  for (const Speculation::Entry& entry : ahead_) engine_.drop(entry);
   engine_.changed_.notify_all();
+}
+
+void PooledCall::note_keys() {
+  std::vector<VisitedExpert> experts = visit_.hits;
+  experts.insert(experts.end(), visit_.missing.begin(), visit_.missing.end());
+  experts.insert(experts.end(), visit_.bypassing.begin(), visit_.bypassing.end());
+  std::sort(experts.begin(), experts.end(),
+            [](const VisitedExpert& a, const VisitedExpert& b) { return a.position < b.position; });
+  engine_.counters_->visit(layer_);
+  for (const VisitedExpert& expert : experts) {
+    keys_.push_back(expert.key);
+    engine_.counters_->use(expert.key);
+  }
 }
 
 void PooledCall::count_visit() {
@@ -73,12 +92,26 @@ void PooledCall::count_visit() {
   statistics.layers[static_cast<size_t>(layer_)].misses += misses;
 }
 
+void PooledCall::take_over() {
+  const auto missing = [&](const Speculation::Entry& entry) {
+    return std::any_of(visit_.missing.begin(), visit_.missing.end(),
+                       [&](const VisitedExpert& expert) { return expert.key == entry.key; });
+  };
+  for (const Speculation::Entry& entry : engine_.speculation_->judge(layer_, keys_)) {
+    if (missing(entry)) {
+      ahead_.push_back(entry);
+    } else {
+      engine_.drop(entry);
+    }
+  }
+}
+
 void PooledCall::admit() {
   for (; next_missing_ < visit_.missing.size(); ++next_missing_) {
     const int64_t key = visit_.missing[next_missing_].key;
     if (engine_.residents_->contains(key)) {  // another call was faster
       ++engine_.statistics_.joined;
-    } else if (!engine_.admit(key)) {
+    } else if (!admit(key)) {
       return;
     }
     engine_.residents_->lease(key);
@@ -87,12 +120,21 @@ void PooledCall::admit() {
   }
 }
 
+bool PooledCall::admit(int64_t key) {
+  const auto ahead =
+      std::find_if(ahead_.begin(), ahead_.end(), [&](const Speculation::Entry& entry) { return entry.key == key; });
+  if (ahead == ahead_.end()) return engine_.admit(key, nullptr);
+  if (!engine_.admit(key, &*ahead)) return false;
+  ahead_.erase(ahead);
+  return true;
+}
+
 void PooledCall::stage() {
   for (; next_bypassing_ < visit_.bypassing.size(); ++next_bypassing_) {
     const std::optional<int64_t> place = engine_.free_staging();
     if (!place) return;
     const int64_t key = visit_.bypassing[next_bypassing_].key;
-    engine_.load(*place, key);
+    engine_.load(*place, key, Urgency::kDemand);
     loading_.push_back({*place, key});
   }
 }

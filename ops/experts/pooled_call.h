@@ -27,9 +27,13 @@ class PooledCall final : public ExpertSource {
 
   PooledCall(ResidencyEngine& engine, int64_t layer);
 
+  void note_keys();
   void count_visit();
+  // Gets what was read ahead for this layer: what is missing becomes this call's, the rest is dropped.
+  void take_over();
   // Leases or loads the missing experts, in order, until nobody can give up a slot.
   void admit();
+  bool admit(int64_t key);
   void stage();
   void take_ready();
   void hand_out(int64_t place, int64_t key);
@@ -41,12 +45,14 @@ class PooledCall final : public ExpertSource {
   ResidencyEngine& engine_;
   int64_t layer_;
   Visit visit_;
+  std::vector<int64_t> keys_;  // all of the visit's, in the order of their first token
   size_t next_missing_ = 0;
   size_t next_bypassing_ = 0;
-  std::vector<int64_t> leased_;   // keys
-  std::vector<int64_t> awaited_;  // of these: not handed out yet
-  std::vector<Staged> loading_;   // in the staging area, not handed out yet
-  std::vector<Staged> computed_;  // handed out with the last set
+  std::vector<Speculation::Entry> ahead_;  // read for this call, not in the cache yet
+  std::vector<int64_t> leased_;            // keys
+  std::vector<int64_t> awaited_;           // of these: not handed out yet
+  std::vector<Staged> loading_;            // in the staging area, not handed out yet
+  std::vector<Staged> computed_;           // handed out with the last set
   std::vector<int32_t> set_;
   std::vector<std::vector<ExpertData>> data_;  // by projection and expert
 };

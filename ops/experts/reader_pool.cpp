@@ -1,6 +1,8 @@
 #include "experts/reader_pool.h"
 
+#include <algorithm>
 #include <exception>
+#include <iterator>
 #include <utility>
 
 namespace onnx_moe {
@@ -13,19 +15,47 @@ ReaderPool::~ReaderPool() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
-    queue_.clear();
+    demanded_.clear();
+    speculative_.clear();
   }
   wake_.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ReaderPool::submit(int64_t load, const std::vector<ReadPiece>& pieces) {
+void ReaderPool::submit(int64_t load, const std::vector<ReadPiece>& pieces, Urgency urgency) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto shared = std::make_shared<Load>(Load{load, pieces.size(), {}});
-    for (const ReadPiece& piece : pieces) queue_.push_back({piece, shared});
+    const auto shared = std::make_shared<Load>(Load{load, pieces.size(), pieces.size(), {}});
+    std::deque<Task>& queue = urgency == Urgency::kDemand ? demanded_ : speculative_;
+    for (const ReadPiece& piece : pieces) queue.push_back({piece, shared});
   }
   wake_.notify_all();
+}
+
+void ReaderPool::promote(int64_t load) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto others = [&](const Task& task) { return task.load->number != load; };
+  const auto first = std::stable_partition(speculative_.begin(), speculative_.end(), others);
+  std::move(first, speculative_.end(), std::back_inserter(demanded_));
+  speculative_.erase(first, speculative_.end());
+}
+
+bool ReaderPool::cancel(int64_t load) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto of_load = [&](const Task& task) { return task.load->number == load; };
+  const auto first = std::find_if(speculative_.begin(), speculative_.end(), of_load);
+  if (first == speculative_.end()) return false;
+  const auto waiting = std::count_if(first, speculative_.end(), of_load);
+  if (static_cast<size_t>(waiting) < first->load->pieces) return false;
+  speculative_.erase(std::remove_if(first, speculative_.end(), of_load), speculative_.end());
+  return true;
+}
+
+ReaderPool::Task ReaderPool::take() {
+  std::deque<Task>& queue = demanded_.empty() ? speculative_ : demanded_;
+  Task task = std::move(queue.front());
+  queue.pop_front();
+  return task;
 }
 
 void ReaderPool::work() {
@@ -33,10 +63,9 @@ void ReaderPool::work() {
     Task task;
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+      wake_.wait(lock, [&] { return stopping_ || !demanded_.empty() || !speculative_.empty(); });
       if (stopping_) return;
-      task = queue_.front();
-      queue_.pop_front();
+      task = take();
     }
     std::string error;
     try {

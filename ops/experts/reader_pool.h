@@ -24,6 +24,9 @@ struct ReadPiece {
   uint8_t* target;
 };
 
+// What a call waits for goes before what might be wanted.
+enum class Urgency { kDemand, kSpeculation };
+
 class ReaderPool {
  public:
   // Called by a reader when the last piece of a load has been read, with the first error, or an empty text.
@@ -35,12 +38,18 @@ class ReaderPool {
   ReaderPool(const ReaderPool&) = delete;
   ReaderPool& operator=(const ReaderPool&) = delete;
 
-  // `load`: the caller's number for it, of no other load under way.
-  void submit(int64_t load, const std::vector<ReadPiece>& pieces);
+  // `load`: the caller's number for it, of no other load under way. No reader begins a speculative piece while a
+  // demanded one waits.
+  void submit(int64_t load, const std::vector<ReadPiece>& pieces, Urgency urgency);
+  // A speculative load is demanded now: what is left of it joins the demanded pieces.
+  void promote(int64_t load);
+  // Takes a speculative load back; false when a reader has begun it, which then is done in the end.
+  bool cancel(int64_t load);
 
  private:
   struct Load {
     int64_t number;
+    size_t pieces;
     size_t pieces_left;
     std::string error;
   };
@@ -50,12 +59,14 @@ class ReaderPool {
   };
 
   void work();
+  Task take();
   void finish(Load& load, const std::string& error);
 
   Done done_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::deque<Task> queue_;
+  std::deque<Task> demanded_;
+  std::deque<Task> speculative_;
   bool stopping_ = false;
   std::vector<std::thread> threads_;
 };

@@ -1,6 +1,5 @@
 #include "experts/residency_engine.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,114 +11,62 @@
 
 namespace onnx_moe {
 
-namespace {
-
-constexpr double kDecay = 0.95;  // halves a use in about 14 tokens
-
-// Asks the system to read mapped memory ahead; what it answers changes nothing.
-void will_need(const ExpertTensor& tensor, int64_t expert) {
-  constexpr uintptr_t kPage = ExpertFile::kAlignment;
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.memory + expert * tensor.expert_bytes);
-  const uintptr_t first_page = begin / kPage * kPage;
-  const uintptr_t end = begin + static_cast<uintptr_t>(tensor.expert_bytes);
-  ::madvise(reinterpret_cast<void*>(first_page), end - first_page, MADV_WILLNEED);
+// In a process that was forked from the session's, the threads are not there to be waited for, and what they held is
+// left to the process's end.
+ResidencyEngine::~ResidencyEngine() {
+  if (forked()) {
+    static_cast<void>(readers_.release());
+    static_cast<void>(populator_.release());
+    return;
+  }
+  if (residents_ && !options_.save_counters.empty()) {
+    try {
+      save_counters(options_.save_counters);
+    } catch (const std::exception&) {  // the session is gone: nobody is left to tell
+    }
+  }
 }
 
-}  // namespace
-
-int64_t ResidencyEngine::add_layer(ExpertLayer layer) {
-  const Lock lock(mutex_);
-  if (options_.mode != ResidencyMode::kMapped) find_files(layer);
-  experts_.layers.push_back(std::move(layer));
-  return static_cast<int64_t>(experts_.layers.size()) - 1;
-}
+bool ResidencyEngine::forked() const { return process_ != 0 && process_ != ::getpid(); }
 
 std::unique_ptr<ExpertSource> ResidencyEngine::open(int64_t layer, const int32_t* expert_ids, int64_t count) {
   if (mode() == ResidencyMode::kMapped) return nullptr;
+  require(!forked(), "the session was created in process ", process_, ", and its threads that read experts do not ",
+          "live on in process ", ::getpid(), ", which was forked from it: create a session here");
   if (plan_.mode == ResidencyMode::kPageCache) {
     advise(layer, expert_ids, count);
     return nullptr;
   }
-  require(::getpid() == process_, "the session was created in process ", process_, ", and its expert cache does not ",
-          "live on in process ", ::getpid(), ", which was forked from it: create a session here");
   return std::make_unique<PooledCall>(*this, layer, expert_ids, count);
 }
 
-ResidencyMode ResidencyEngine::mode() {
-  std::call_once(started_, [this] { start(); });
-  return plan_.mode;
-}
-
-void ResidencyEngine::start() {
-  const Lock lock(mutex_);
-  mappings_.reset();
-  for (const ExpertLayer& layer : experts_.layers) {
-    slot_bytes_ = std::max(slot_bytes_, RecordLayout::slot_bytes(layer));
-    bank_.experts = std::max(bank_.experts, layer.num_experts);
-  }
-  bank_.layers = static_cast<int64_t>(experts_.layers.size());
-  const ResidencyPlan plan = make_plan(options_, experts_, slot_bytes_);
-  if (plan.mode == ResidencyMode::kPool) start_pool(plan);
-  plan_ = plan;
-  process_ = ::getpid();
-  for (const ExpertLayer& layer : experts_.layers) statistics_.layers.push_back({layer.node});
-  if (decided_) decided_(plan_);
-}
-
-void ResidencyEngine::find_files(ExpertLayer& layer) {
-  if (!mappings_) mappings_.emplace();
-  layer.for_each_tensor([&](ExpertTensor& tensor) {
-    const std::optional<FileLocation> file = mappings_->locate(tensor.memory, layer.num_experts * tensor.expert_bytes);
-    if (file) {
-      tensor.file = *file;
-    } else if (experts_.unmapped.empty()) {
-      experts_.unmapped = "input " + tensor.name + " of node '" + layer.node + "'";
-    }
-  });
-}
-
-void ResidencyEngine::start_pool(const ResidencyPlan& plan) {
-  counts_ = divide_budget(plan.budget_bytes, slot_bytes_, experts_);
-  RecordLayout::Files files;
-  std::vector<RecordLayout> layouts;
-  for (const ExpertLayer& layer : experts_.layers) layouts.emplace_back(layer, plan.direct_io, files);
-  files_ = std::move(files);
-  layouts_ = std::move(layouts);
-  residents_ = std::make_unique<ResidentSet>(bank_, counts_.capacity, counts_.layer_floor, make_policy());
-  planner_ = std::make_unique<VisitPlanner>(bank_, counts_.share);
-  places_.resize(static_cast<size_t>(bank_.size() + kMostStaging));
-  slots_ = std::make_unique<SlotArena>(slot_bytes_);
-  readers_ = std::make_unique<ReaderPool>(
-      options_.threads, [this](int64_t place_index, const std::string& error) { finished(place_index, error); });
-}
-
-std::unique_ptr<CachePolicy> ResidencyEngine::make_policy() const {
-  if (options_.policy == EvictionPolicy::kLru) return std::make_unique<LruPolicy>();
-  return std::make_unique<DecayedLfuPolicy>(bank_, kDecay);
-}
-
-void ResidencyEngine::advise(int64_t layer, const int32_t* expert_ids, int64_t count) const {
+void ResidencyEngine::advise(int64_t layer, const int32_t* expert_ids, int64_t count) {
   const ExpertLayer& experts = experts_.layers[static_cast<size_t>(layer)];
   std::vector<bool> advised(static_cast<size_t>(experts.num_experts));
   for (int64_t i = 0; i < count; ++i) {
     if (advised[static_cast<size_t>(expert_ids[i])]) continue;
     advised[static_cast<size_t>(expert_ids[i])] = true;
-    experts.for_each_tensor([&](const ExpertTensor& tensor) { will_need(tensor, expert_ids[i]); });
+    experts.for_each_tensor([&](const ExpertTensor& tensor) {
+      populator_->will_need(tensor.memory + expert_ids[i] * tensor.expert_bytes, tensor.expert_bytes);
+    });
   }
 }
 
-void ResidencyEngine::load(int64_t place_index, int64_t key) {
+int64_t ResidencyEngine::expert_bytes(int64_t key) const {
+  return experts_.layers[static_cast<size_t>(bank_.layer_of(key))].expert_bytes();
+}
+
+void ResidencyEngine::load(int64_t place_index, int64_t key, Urgency urgency) {
   Place& target = place(place_index);
   if (!target.slot) target.slot = slots_->take();
-  const std::vector<ReadPiece> pieces =
-      layouts_[static_cast<size_t>(bank_.layer_of(key))].pieces(bank_.expert_of(key), target.slot);
-  statistics_.bytes_read += experts_.layers[static_cast<size_t>(bank_.layer_of(key))].expert_bytes();
-  readers_->submit(place_index, pieces);
+  const RecordLayout& layout = layouts_[static_cast<size_t>(bank_.layer_of(key))];
+  statistics_.bytes_read += expert_bytes(key);
+  readers_->submit(place_index, layout.pieces(bank_.expert_of(key), target.slot), urgency);
   target.state = State::kLoading;  // no reader ends the load before this lock does
   target.error.clear();
 }
 
-bool ResidencyEngine::admit(int64_t key) {
+bool ResidencyEngine::admit(int64_t key, const Speculation::Entry* read_ahead) {
   while (residents_->full()) {
     const std::optional<int64_t> victim = residents_->victim(bank_.layer_of(key));
     if (!victim) return false;
@@ -130,22 +77,28 @@ bool ResidencyEngine::admit(int64_t key) {
   residents_->insert(key);
   residents_->lease(key);
   try {
-    load(key, key);
-  } catch (...) {  // no memory for a slot
+    make_resident(key, read_ahead);
+  } catch (const Error& error) {  // no memory for a slot
     residents_->release(key);
     residents_->erase(key);
     empty(key);
-    throw;
+    fail(describe(key, error.what()));
   }
   return true;
 }
 
+void ResidencyEngine::make_resident(int64_t key, const Speculation::Entry* read_ahead) {
+  if (read_ahead && place(read_ahead->place).state != State::kFailed) return adopt(*read_ahead);
+  if (read_ahead) drop(*read_ahead);
+  load(key, key, Urgency::kDemand);
+}
+
 void ResidencyEngine::empty(int64_t place_index) {
   Place& emptied = place(place_index);
-  emptied.state = State::kAbsent;
   const int64_t with_pages = residents_->count() + slots_->kept();
-  if (emptied.slot) slots_->give_back(emptied.slot, with_pages < counts_.capacity + counts_.staging);
-  emptied.slot = nullptr;
+  const int64_t most = counts_.capacity + counts_.staging + counts_.speculative;
+  if (emptied.slot) slots_->give_back(emptied.slot, with_pages < most);
+  emptied = Place{};
 }
 
 void ResidencyEngine::release(int64_t key) {
@@ -159,22 +112,34 @@ void ResidencyEngine::release(int64_t key) {
   changed_.notify_all();
 }
 
-std::optional<int64_t> ResidencyEngine::free_staging() const {
-  // A call that planned with another budget may need a place where this one has none.
-  const int64_t places = std::max<int64_t>(counts_.staging, 1);
-  for (int64_t index = bank_.size(); index < bank_.size() + places; ++index) {
+std::optional<int64_t> ResidencyEngine::free_place(int64_t first, int64_t count) const {
+  for (int64_t index = first; index < first + count; ++index) {
     if (places_[static_cast<size_t>(index)].state == State::kAbsent) return index;
   }
   return std::nullopt;
 }
 
+std::optional<int64_t> ResidencyEngine::free_staging() const {
+  // A call that planned with another budget may need a place where this one has none.
+  return free_place(bank_.size(), std::max<int64_t>(counts_.staging, 1));
+}
+
 void ResidencyEngine::finished(int64_t place_index, const std::string& error) {
   const Lock lock(mutex_);
-  Place& done = place(place_index);
+  if (!error.empty()) ++statistics_.failed_loads;
+  int64_t index = place_index;
+  if (place(index).moves_to != kStays) {
+    index = place(index).moves_to;
+    place(place_index) = Place{};  // the slot is the other's
+  }
+  Place& done = place(index);
   done.state = error.empty() ? State::kResident : State::kFailed;
   done.error = error;
-  if (!error.empty()) ++statistics_.failed_loads;
-  if (place_index < bank_.size()) release(place_index);
+  if (done.unwanted) {
+    empty(index);
+  } else if (index < bank_.size()) {
+    release(index);
+  }
   changed_.notify_all();
 }
 
@@ -190,7 +155,7 @@ void ResidencyEngine::set_budget(const std::string& budget) {
           ": a budget can be set in the mode pool");
   const Lock lock(mutex_);
   const int64_t bytes = parsed.resolve(experts_.num_experts() * slot_bytes_, available_memory());
-  const SlotCounts counts = divide_budget(bytes, slot_bytes_, experts_);
+  const SlotCounts counts = divide_budget(bytes, slot_bytes_, experts_, speculation_ != nullptr);
   plan_.budget_bytes = bytes;
   counts_ = counts;
   residents_->resize(counts.capacity, counts.layer_floor);
@@ -206,26 +171,48 @@ void ResidencyEngine::set_budget(const std::string& budget) {
   slots_->drop_kept();
 }
 
+void ResidencyEngine::save_counters(const std::string& path) {
+  const ResidencyMode current = mode();
+  require(current == ResidencyMode::kPool, "the session counts no uses in its mode, ", name_of(current),
+          ": counters can be saved in the mode pool");
+  std::vector<double> values;
+  {
+    const Lock lock(mutex_);
+    for (int64_t key = 0; key < bank_.size(); ++key) values.push_back(counters_->value(key));
+  }
+  write_counters(path, values, bank_);
+}
+
 ResidencyStatistics ResidencyEngine::statistics() const {
   const Lock lock(mutex_);
   ResidencyStatistics statistics = statistics_;
   const bool decided = !statistics.layers.empty();
   statistics.mode = name_of(decided ? plan_.mode : options_.mode);
   statistics.reason = decided ? plan_.reason : "the first run decides";
+  statistics.unused = plan_.unused;
   statistics.expert_bytes = experts_.bytes();
   if (!residents_) return statistics;
   statistics.policy = name_of(options_.policy);
   statistics.direct_io = std::all_of(files_.begin(), files_.end(), [](const auto& file) { return file->direct(); });
   statistics.budget_bytes = plan_.budget_bytes;
-  statistics.cycle_bytes = cycle_bytes(slot_bytes_, experts_);
+  statistics.cycle_bytes = cycle_bytes(slot_bytes_, experts_, speculation_ != nullptr);
   statistics.slot_bytes = slot_bytes_;
   statistics.capacity = counts_.capacity;
   statistics.staging = counts_.staging;
   statistics.layer_floor = counts_.layer_floor;
   statistics.share = counts_.share;
   statistics.resident = residents_->count();
+  if (speculation_) {
+    statistics.prefetch_signal = name_of(options_.prefetch);
+    statistics.prefetch_precision = options_.prefetch_precision;
+    statistics.speculative_slots = counts_.speculative;
+  }
   for (int64_t layer = 0; layer < bank_.layers; ++layer) {
-    statistics.layers[static_cast<size_t>(layer)].resident = residents_->count(layer);
+    LayerResidency& of_layer = statistics.layers[static_cast<size_t>(layer)];
+    of_layer.resident = residents_->count(layer);
+    if (!speculation_) continue;
+    of_layer.prefetching = speculation_->on(layer);
+    of_layer.prefetch = speculation_->counts(layer);
   }
   return statistics;
 }

@@ -93,6 +93,22 @@ int64_t CacheBudget::resolve(int64_t expert_bytes, int64_t free_bytes) const {
   return static_cast<int64_t>(std::min(bytes, whole));
 }
 
+SlotShare SlotShare::parse(const char* entry, const std::string& text) {
+  SlotShare share;
+  char* end = nullptr;
+  share.value_ = std::strtod(text.c_str(), &end);
+  share.percent_ = std::string(end) == "%";
+  const bool number = end != text.c_str() && (share.percent_ || *end == '\0');
+  require(number && share.value_ > 0 && (!share.percent_ || share.value_ <= 100), "session entry ", entry, " is '",
+          text, "': use a number of experts, such as 64, or a share of the cache, such as 50%");
+  return share;
+}
+
+int64_t SlotShare::resolve(int64_t capacity) const {
+  const double slots = percent_ ? value_ / 100 * static_cast<double>(capacity) : value_;
+  return static_cast<int64_t>(std::min(slots, static_cast<double>(capacity)));
+}
+
 std::string in_words(int64_t bytes) {
   constexpr std::array<const char*, 5> kNames{"B", "KiB", "MiB", "GiB", "TiB"};
   auto value = static_cast<double>(bytes);

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "experts/prefetch_signal.h"
+
 namespace onnx_moe {
 
 enum class ResidencyMode {
@@ -37,12 +39,29 @@ class CacheBudget {
   double value_ = 0;
 };
 
+// Some of the cache's slots: "12" or "25%".
+class SlotShare {
+ public:
+  static SlotShare parse(const char* entry, const std::string& text);
+  int64_t resolve(int64_t capacity) const;  // at most the capacity
+
+ private:
+  double value_ = 0;
+  bool percent_ = false;
+};
+
 struct ResidencyOptions {
   ResidencyMode mode = ResidencyMode::kAuto;
   CacheBudget budget;
   EvictionPolicy policy = EvictionPolicy::kDecayedLfu;
   DirectIo direct_io = DirectIo::kAuto;
   int64_t threads = 4;
+  PrefetchSignalKind prefetch = PrefetchSignalKind::kNone;
+  double prefetch_precision = 0.6;  // share of the reads ahead that must be of use, or else they end
+  std::string counters;             // a file to start warm from; empty: none
+  std::string save_counters;        // a file to write when the session ends; empty: none
+  SlotShare pinned;                 // for the experts that `counters` knows as most used
+  bool poison = false;              // tests: overwrite slots that hold no expert any more
 };
 
 std::string in_words(int64_t bytes);  // "4.25 GiB"

@@ -14,6 +14,7 @@ namespace onnx_moe {
 struct ResidencyPlan {
   ResidencyMode mode = ResidencyMode::kMapped;
   std::string reason;
+  std::string unused;  // entries for a cache, where there is none
   bool direct_io = false;
   int64_t expert_bytes = 0;  // all experts
   int64_t budget_bytes = 0;
@@ -35,18 +36,21 @@ ResidencyPlan make_plan(const ResidencyOptions& options, const ExpertLayers& exp
 
 // Slots of experts that bypass the cache: enough for the readers to go on while some are computed.
 inline constexpr int64_t kMostStaging = 8;
+// Slots of experts that are read ahead of their use.
+inline constexpr int64_t kMostSpeculative = 8;
 
 // How a budget is divided.
 struct SlotCounts {
   int64_t capacity;     // of the cache
   int64_t staging;      // for experts that bypass it
   int64_t layer_floor;  // of the capacity, each layer's own
+  int64_t speculative;  // for experts that are read ahead; 0 where all experts have a slot
   int64_t share;        // missing experts of one call that may enter the cache, or VisitPlanner::kNoBypass
 };
 
 // Throws an Error that says what is needed when the budget is below what one token's cycle through all layers takes.
-SlotCounts divide_budget(int64_t budget_bytes, int64_t slot_bytes, const ExpertLayers& experts);
+SlotCounts divide_budget(int64_t budget_bytes, int64_t slot_bytes, const ExpertLayers& experts, bool prefetches);
 // The least budget.
-int64_t cycle_bytes(int64_t slot_bytes, const ExpertLayers& experts);
+int64_t cycle_bytes(int64_t slot_bytes, const ExpertLayers& experts, bool prefetches);
 
 }  // namespace onnx_moe

@@ -1,5 +1,6 @@
 #include "experts/resident_set.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/error.h"
@@ -29,6 +30,11 @@ void ResidentSet::resize(int64_t capacity, int64_t layer_floor) {
   for (int64_t layer = 0; layer < bank_.layers; ++layer) place_layer(layer);
 }
 
+void ResidentSet::start_with(int64_t key, double uses) {
+  at(key).last_use = ++uses_;
+  policy_->start_with(key, uses);
+}
+
 void ResidentSet::begin_visit(int64_t layer) {
   policy_->visit(layer);
   place_layer(layer);
@@ -48,6 +54,20 @@ void ResidentSet::lease(int64_t key) {
 void ResidentSet::release(int64_t key) {
   require(at(key).leases > 0, "expert key ", key, " is released, but not leased");
   if (--at(key).leases == 0) place(key);
+}
+
+void ResidentSet::reorder(int64_t key) {
+  if (at(key).resident && at(key).leases == 0) place(key);
+}
+
+void ResidentSet::widen(int64_t experts) {
+  require(bank_.layers == 1, "a set of ", bank_.layers, " layers cannot widen: their keys would change");
+  if (experts <= bank_.experts) return;
+  const int64_t before = bank_.experts;
+  bank_.experts = std::max(experts, 2 * before);
+  entries_.resize(static_cast<size_t>(bank_.size()));
+  of_layers_.front() = Tournament(bank_.experts);
+  for (int64_t key = 0; key < before; ++key) reorder(key);
 }
 
 void ResidentSet::insert(int64_t key) {

@@ -23,6 +23,9 @@ class ResidentSet {
   // capacity. Throws an Error otherwise.
   ResidentSet(const ExpertBank& bank, int64_t capacity, int64_t layer_floor, std::unique_ptr<CachePolicy> policy);
 
+  // Before the first visit, of keys without a slot, the least used first: as if `key` had been used so much.
+  void start_with(int64_t key, double uses);
+
   void begin_visit(int64_t layer);
   void use(int64_t key);
 
@@ -38,6 +41,11 @@ class ResidentSet {
   // A leased expert is nobody's victim. Leases count; only residents have any.
   void lease(int64_t key);
   void release(int64_t key);
+
+  // The policy has changed how `key` compares, other than in begin_visit() and use().
+  void reorder(int64_t key);
+  // Room for `experts` keys in a bank of one layer; those that it has keep their numbers.
+  void widen(int64_t experts);
 
   void insert(int64_t key);  // there must be room
   void erase(int64_t key);   // it must not be leased

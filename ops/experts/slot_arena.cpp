@@ -3,7 +3,11 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <new>
+#include <cerrno>
+#include <cstring>
+
+#include "core/error.h"
+#include "experts/residency_options.h"
 
 namespace onnx_moe {
 
@@ -27,6 +31,8 @@ uint8_t* SlotArena::take() {
 }
 
 void SlotArena::give_back(uint8_t* slot, bool keep) {
+  constexpr int kPoison = 0xff;  // block scales that are NaN
+  if (poison_) std::memset(slot, kPoison, static_cast<size_t>(slot_bytes_));
   if (keep) {
     kept_.push_back(slot);
     return;
@@ -49,7 +55,8 @@ void SlotArena::grow() {
   chunks_.reserve(chunks_.size() + 1);
   untouched_.reserve(static_cast<size_t>(slots));
   void* const memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
+  require(memory != MAP_FAILED, "the system gives no ", in_words(static_cast<int64_t>(bytes)), " of memory for slots (",
+          std::strerror(errno), "): lower onnx_moe.cache_bytes");
   chunks_.push_back({memory, bytes});
   for (int64_t slot = slots; slot-- > 0;) untouched_.push_back(static_cast<uint8_t*>(memory) + slot * slot_bytes_);
 }

@@ -74,9 +74,19 @@ typedef struct onnx_moe_fp4_matrix {
   float global_scale; /* multiplies every weight; 1 where the format has none */
 } onnx_moe_fp4_matrix;
 
-/* Quantises weights [rows, columns] of `type` into `out` (global_scale is an input: divide by it first).
+/* Quantises weights [rows, columns] of `type` into `out` (global_scale is an input, see onnx_moe_choose_global_scale).
  * A NaN or an infinity among the weights is an error. */
 ONNX_MOE_API int onnx_moe_quantize(const void* weights, int32_t type, int32_t scale_rule, onnx_moe_fp4_matrix* out);
+
+/* As onnx_moe_quantize with ONNX_MOE_SCALE_MSE, but a column's squared errors count importance [columns] times. NULL:
+ * alike. */
+ONNX_MOE_API int onnx_moe_quantize_weighted(const void* weights, int32_t type, const float* importance,
+                                            onnx_moe_fp4_matrix* out);
+
+/* Sets out->global_scale for weights [rows, columns]: 1 where the format has none; for nvfp4, maximum / (6 * 448), or
+ * for ONNX_MOE_SCALE_MSE the best of it and of larger ones on a sample of rows. Codes and scales are not touched. */
+ONNX_MOE_API int onnx_moe_choose_global_scale(const void* weights, int32_t type, int32_t scale_rule,
+                                              const float* importance, onnx_moe_fp4_matrix* out);
 
 /* Decodes `matrix` into float weights [rows, columns]. */
 ONNX_MOE_API int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* weights);
@@ -133,6 +143,50 @@ typedef struct onnx_moe_recorded_layer {
 ONNX_MOE_API int onnx_moe_recording_layer(const onnx_moe_recording* recording, int64_t layer,
                                           onnx_moe_recorded_layer* out);
 
+/* ---- profiles of routing -------------------------------------------------------------------------------------- */
+
+/* Counts of a fixed size over any number of calls. A sketch is for one thread at a time. */
+typedef struct onnx_moe_sketch onnx_moe_sketch;
+ONNX_MOE_API int onnx_moe_sketch_create(int64_t num_layers, int64_t num_experts, int64_t top_k, onnx_moe_sketch** out);
+ONNX_MOE_API void onnx_moe_sketch_free(onnx_moe_sketch* sketch);
+
+/* Calls of routers in the order of their execution. */
+typedef struct onnx_moe_traced_calls {
+  int64_t num_calls;
+  const int32_t* layers;      /* [num_calls] */
+  const uint8_t* phases;      /* [num_calls]: 0 prefill, 1 decode */
+  const int32_t* requests;    /* [num_calls] */
+  const int64_t* offsets;     /* [num_calls + 1] into the next two */
+  const int32_t* experts;     /* [tokens, top_k] of each call, best first */
+  const float* weights;       /* likewise, or NULL */
+  const float* probabilities; /* of all experts before top-k, [tokens of all calls, num_experts], or NULL */
+} onnx_moe_traced_calls;
+
+/* Adds calls. Where one of them cannot be (a layer, phase or expert out of range), it fails and adds none. */
+ONNX_MOE_API int onnx_moe_sketch_add(onnx_moe_sketch* sketch, const onnx_moe_traced_calls* calls);
+
+typedef enum onnx_moe_number { ONNX_MOE_INT64 = 0, ONNX_MOE_UINT32 = 1, ONNX_MOE_DOUBLE = 2 } onnx_moe_number;
+
+/* A column of counts, row by row, until the next call of onnx_moe_sketch_add. P = 2 phases, L layers, E experts.
+ *   calls, tokens [P, L]; requests [1] (2^20 at the most)
+ *   rank_counts [P, L, E, top_k]: how often an expert was the best, the second, ...
+ *   mass, mass_squares [P, L, E]: sums of its weights and of their squares
+ *   probability_tokens [P, L], probability_sums [P, L, E]: of the calls with probabilities
+ *   first_use [L, E]: the layer's token that chose it first, or -1
+ *   pairs [L, E, E]: tokens that chose both, the first (middle) before the second in their order of rank
+ *   transitions [L, E, E]: uses in a layer (last) after uses in the layer before (middle) by the same token; of the
+ *     first 4096 tokens of a call, as the next three. transition_tokens [L]
+ *   layer_shared, layer_tokens [L, L]: experts that a token chose under the same number in two layers (the first is
+ *     lower), and tokens that were compared: those of every eighth call
+ *   lag_shared, lag_tokens [P, L, 16]: experts that a token has in common with the one 1, 2, ... 16 before it
+ *   gaps [P, L, 32]: uses of an expert [2^b, 2^(b+1)) tokens of the layer after its last use
+ *   stack_distances [P, L E + 1]: lookups (distinct experts of a call) by the number of other experts, of all layers,
+ *     that were used since; the last: first uses. An LRU cache of c experts hits those below c.
+ *   window_tokens [P], window_counts, window_mass, window_probabilities [P, 64, L, E]: counts, mass and probabilities
+ *     by time, in windows of so many tokens of the layer (the last one is empty where there were no probabilities) */
+ONNX_MOE_API int onnx_moe_sketch_column(const onnx_moe_sketch* sketch, const char* name, const void** data,
+                                        int64_t* length, int32_t* number);
+
 /* ---- caching experts ---------------------------------------------------------------------------------------- */
 
 /* Which resident expert gives up its slot: the least recently used; the one with the least decayed frequency of use;
@@ -185,6 +239,111 @@ ONNX_MOE_API int onnx_moe_residency(const char* session, const char** json);
 
 /* Another budget for the session's expert cache, as its entry onnx_moe.cache_bytes would say it. */
 ONNX_MOE_API int onnx_moe_set_cache_bytes(const char* session, const char* budget);
+
+/* Writes how much the session has used each expert: a file for another session's entry onnx_moe.counters. */
+ONNX_MOE_API int onnx_moe_save_counters(const char* session, const char* path);
+
+/* ---- caches of the caller's objects --------------------------------------------------------------------------- */
+
+/* Bookkeeping for a cache whose objects (arrays of experts, whole or in parts) the caller keeps: sizes, order of
+ * leaving and leases, by the policies that the operators' own cache has. The caller drops the objects whose numbers an
+ * insertion or a new budget returns. */
+typedef struct onnx_moe_object_cache onnx_moe_object_cache;
+
+/* policy: ONNX_MOE_LRU, or ONNX_MOE_DECAYED_LFU with a decay as in onnx_moe_cache_setup. */
+ONNX_MOE_API int onnx_moe_object_cache_create(int64_t num_layers, int64_t num_experts, int64_t budget_bytes,
+                                              int32_t policy, double decay, onnx_moe_object_cache** out);
+ONNX_MOE_API void onnx_moe_object_cache_free(onnx_moe_object_cache* cache);
+
+/* A call of `layer` chose these experts, repetitions allowed: what decayed LFU learns from. */
+ONNX_MOE_API int onnx_moe_object_cache_visit(onnx_moe_object_cache* cache, int64_t layer, const int32_t* experts,
+                                             int64_t count);
+
+/* Numbers of objects, until the calling thread's next call of a function that takes such a list. */
+typedef struct onnx_moe_objects {
+  int64_t count;
+  const int64_t* numbers;
+} onnx_moe_objects;
+
+/* Takes in an object of an expert: `object` is its number, or -1 when it is larger than the budget less what is leased;
+ * then nothing leaves. A number is free for others once its object has left. */
+ONNX_MOE_API int onnx_moe_object_cache_insert(onnx_moe_object_cache* cache, int64_t layer, int64_t expert,
+                                              int64_t bytes, int64_t* object, onnx_moe_objects* evicted);
+
+/* Makes an object the most recently used one; keeps it from leaving, as often as it is released again; takes it out. */
+ONNX_MOE_API int onnx_moe_object_cache_use(onnx_moe_object_cache* cache, int64_t object);
+ONNX_MOE_API int onnx_moe_object_cache_lease(onnx_moe_object_cache* cache, int64_t object);
+ONNX_MOE_API int onnx_moe_object_cache_release(onnx_moe_object_cache* cache, int64_t object);
+ONNX_MOE_API int onnx_moe_object_cache_erase(onnx_moe_object_cache* cache, int64_t object);
+
+ONNX_MOE_API int onnx_moe_object_cache_resize(onnx_moe_object_cache* cache, int64_t budget_bytes,
+                                              onnx_moe_objects* evicted);
+
+/* Bytes of all objects in the cache. */
+ONNX_MOE_API int64_t onnx_moe_object_cache_bytes(const onnx_moe_object_cache* cache);
+
+/* ---- predicting experts ---------------------------------------------------------------------------------------- */
+
+/* The last calls of one layer, at most `window` of them. */
+typedef struct onnx_moe_routing_history onnx_moe_routing_history;
+ONNX_MOE_API int onnx_moe_routing_history_create(int64_t window, onnx_moe_routing_history** out);
+ONNX_MOE_API void onnx_moe_routing_history_free(onnx_moe_routing_history* history);
+ONNX_MOE_API int onnx_moe_routing_history_record(onnx_moe_routing_history* history, const int32_t* experts,
+                                                 int64_t count);
+ONNX_MOE_API int onnx_moe_routing_history_clear(onnx_moe_routing_history* history);
+ONNX_MOE_API int64_t onnx_moe_routing_history_size(const onnx_moe_routing_history* history);
+
+/* Experts, until the calling thread's next call of a function that takes such a list. */
+typedef struct onnx_moe_experts {
+  int64_t count;
+  const int32_t* ids;
+  const double* values; /* NULL where each has none */
+} onnx_moe_experts;
+
+/* Those of the newest call. */
+ONNX_MOE_API int onnx_moe_routing_history_last(const onnx_moe_routing_history* history, onnx_moe_experts* out);
+
+/* values: the sum of decay^age over the calls that hold an expert; the newest call has age 0. */
+ONNX_MOE_API int onnx_moe_routing_history_frequencies(const onnx_moe_routing_history* history, double decay,
+                                                      onnx_moe_experts* out);
+
+/* How a layer's next experts follow from its past: the current ones again; the most frequent of the history, of those
+ * with a least share of it; by decayed frequency plus 2 for each current expert; likewise with weights of the caller's.
+ * Without a history: the current ones. */
+typedef enum onnx_moe_prediction_rule {
+  ONNX_MOE_PREDICT_REPEAT = 0,
+  ONNX_MOE_PREDICT_HISTORY = 1,
+  ONNX_MOE_PREDICT_RECENCY = 2,
+  ONNX_MOE_PREDICT_WEIGHTED = 3
+} onnx_moe_prediction_rule;
+
+typedef struct onnx_moe_prediction {
+  int32_t rule;                            /* an onnx_moe_prediction_rule */
+  const onnx_moe_routing_history* history; /* NULL when there is none */
+  const int32_t* current;                  /* [num_current]: experts of the layer's newest call */
+  int64_t num_current;
+  int64_t most;          /* experts that are wanted */
+  double decay;          /* recency */
+  double min_confidence; /* history: the least share of all its uses */
+  const double* weights; /* weighted: one for each call of the history, oldest first */
+} onnx_moe_prediction;
+
+/* The likeliest experts, best first. */
+ONNX_MOE_API int onnx_moe_predict_experts(const onnx_moe_prediction* prediction, onnx_moe_experts* out);
+
+/* Learns, from the routing of a whole model, which experts of a layer follow which of the layer before it. */
+typedef struct onnx_moe_cross_layer_table onnx_moe_cross_layer_table;
+ONNX_MOE_API int onnx_moe_cross_layer_table_create(int64_t num_layers, int64_t num_experts,
+                                                   onnx_moe_cross_layer_table** out);
+ONNX_MOE_API void onnx_moe_cross_layer_table_free(onnx_moe_cross_layer_table* table);
+
+/* A call of `layer` chose these distinct experts. */
+ONNX_MOE_API int onnx_moe_cross_layer_table_routed(onnx_moe_cross_layer_table* table, int64_t layer,
+                                                   const int32_t* experts, int64_t count);
+
+/* The likeliest experts of the layer's next call, given the newest call of the layer before it; at most `most`. */
+ONNX_MOE_API int onnx_moe_cross_layer_table_predict(const onnx_moe_cross_layer_table* table, int64_t layer,
+                                                    int64_t most, onnx_moe_experts* out);
 
 /* ---- devices ------------------------------------------------------------------------------------------------ */
 

@@ -14,8 +14,11 @@ namespace onnx_moe {
 // are exact in all three.
 enum class Precision : int32_t { kFloat, kHalf, kInt8 };
 
-// Activation rows of depth K. `values` are floats, `packed` is what the kernel's `pack` made of them; a kernel reads
-// one of the two, and `reads_packed` says which.
+// The packed forms of an activation row that a kernel has, a bit for each; 0 means the floats themselves.
+using PackedForms = uint32_t;
+
+// Activation rows of depth K. `values` are floats, `packed` is what the kernel's `pack` made of them: at least the
+// forms that `forms` named for so many rows.
 struct Rows {
   const float* const* values;
   const uint8_t* const* packed;
@@ -81,15 +84,21 @@ struct Epilogue {
   int64_t columns;
 };
 
+// Floats of products that a kernel with many rows computes in one call, at most. Few stay in the first cache on their
+// way to the epilogue; many let a kernel that gathers its rows gather them seldom.
+inline constexpr int64_t kNarrowProducts = 8192;
+inline constexpr int64_t kWideProducts = 32768;
+
 struct Kernel {
   const char* name;
   bool (*supported)();
-  // Bytes of a packed row, a multiple of 64.
+  // Bytes of a packed row, all forms together; a multiple of 64.
   int64_t (*packed_bytes)(const Operands& operands);
-  void (*pack)(const Operands& operands, const float* row, uint8_t* packed);
-  // Whether fp4_products reads `packed` for this many rows, or `values`.
-  bool (*reads_packed)(const Operands& operands, int64_t rows);
+  // What fp4_products reads of this many rows.
+  PackedForms (*forms)(const Operands& operands, int64_t rows);
+  void (*pack)(const Operands& operands, PackedForms forms, const float* row, uint8_t* packed);
   void (*fp4_products)(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products);
+  int64_t product_floats;  // kNarrowProducts or kWideProducts
   void (*plain_products)(const PlainTile& tile, const float* const* rows, int64_t count, const Products& products);
   // Row r of the result goes to y[r].
   void (*finish)(const Epilogue& epilogue, int64_t rows, float* const* y);

@@ -11,9 +11,9 @@ namespace {
 bool supported() { return true; }
 
 // Activations are multiplied as they are, whatever the precision asked for.
-bool reads_packed(const Operands&, int64_t) { return false; }
 int64_t packed_bytes(const Operands&) { return 0; }
-void pack(const Operands&, const float*, uint8_t*) {}
+PackedForms forms(const Operands&, int64_t) { return 0; }
+void pack(const Operands&, PackedForms, const float*, uint8_t*) {}
 
 // Where the code of a column of a weight row lies, counted in codes, and where the scale of a block.
 int64_t code_index(const Operands& operands, int64_t row, int64_t column) {
@@ -137,7 +137,7 @@ void narrow(ElementType type, const float* source, int64_t count, void* target) 
 }  // namespace
 
 extern const Kernel kReferenceKernel;
-const Kernel kReferenceKernel = {"reference",    supported, packed_bytes, pack,  reads_packed, fp4_products,
-                                 plain_products, finish,    combine,      widen, narrow};
+const Kernel kReferenceKernel = {"reference",     supported,      packed_bytes, forms,   pack,  fp4_products,
+                                 kNarrowProducts, plain_products, finish,       combine, widen, narrow};
 
 }  // namespace onnx_moe

@@ -11,6 +11,9 @@
 namespace onnx_moe {
 
 #if defined(__x86_64__)
+#ifdef ONNX_MOE_AMX
+extern const Kernel kAvx512AmxKernel;
+#endif
 extern const Kernel kAvx512VnniKernel;
 extern const Kernel kAvx512Kernel;
 extern const Kernel kAvx2VnniKernel;
@@ -30,6 +33,9 @@ const std::vector<const Kernel*>& available_kernels() {
   static const std::vector<const Kernel*> kernels = [] {
     const Kernel* compiled[] = {
 #if defined(__x86_64__)
+#ifdef ONNX_MOE_AMX
+        &kAvx512AmxKernel,
+#endif
         &kAvx512VnniKernel, &kAvx512Kernel, &kAvx2VnniKernel, &kAvx2Kernel,
 #elif defined(__aarch64__)
 #ifdef __linux__

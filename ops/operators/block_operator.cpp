@@ -12,6 +12,7 @@ constexpr size_t kHiddenStates = 0;
 constexpr size_t kGateWeight = 1;
 constexpr size_t kGateBias = 2;
 constexpr size_t kCorrectionBias = 3;
+constexpr size_t kNextGateWeight = 12;
 const ProjectionInputs kGateUp{4, "gate_up_"};
 const ProjectionInputs kDown{8, "down_"};
 
@@ -29,6 +30,9 @@ Sizes check_shapes(const InputShapes& shapes, const BlockFormat& format) {
     Dimensions expected = *hidden;
     expected.back() = sizes.gate_up.columns;
     expect_shape("hidden_states", *hidden, expected, "[..., H]");
+  }
+  if (const auto& next = shapes[kNextGateWeight]) {
+    expect_shape("next_gate_weight", *next, {kUnknown, sizes.gate_up.columns}, "[F, H]");
   }
   if (const auto& gate = shapes[kGateWeight]) {
     expect_shape("gate_weight", *gate, {kUnknown, sizes.gate_up.columns}, "[R, H]");
@@ -66,6 +70,7 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
     reason = "its routing is recorded (onnx_moe.trace), which the device keeps to itself";
   }
   placement_ = Placement(info, definition, reason ? reason : unsupported_router(router_, sizes.routed_experts));
+  next_gate_ = NextGate(info, kNextGateWeight, router_.top_k);
   residency_ = ExpertResidency(info, {kGateUp, kDown}, router_.slots());
 }
 
@@ -81,6 +86,7 @@ void BlockOperator::compute(ort::KernelContext& context) {
   shapes[kGateWeight] = gate.dimensions();
   shapes[kGateBias] = dimensions_of(gate_bias);
   shapes[kCorrectionBias] = dimensions_of(correction_bias);
+  shapes[kNextGateWeight] = dimensions_of(context.input(kNextGateWeight));
   gate_up.put_shapes(kGateUp, shapes);
   down.put_shapes(kDown, shapes);
   const Sizes sizes = check_shapes(shapes, format_);
@@ -116,6 +122,7 @@ void BlockOperator::compute(ort::KernelContext& context) {
   if (accelerator && residency_.mapped()) {
     return accelerator->moe_block(block, routing, y, placement_.constants());
   }
+  next_gate_.predict(context, routing);
   RoutingTraceEntry::Call call(trace_, hidden.dimensions());
   moe_block(current_kernel(), block, routing, trace_.records() ? &call : nullptr, y, context);
 }

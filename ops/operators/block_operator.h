@@ -3,6 +3,7 @@
 
 #include "core/moe_block.h"
 #include "operators/device.h"
+#include "operators/next_gate.h"
 #include "operators/projection.h"
 #include "operators/residency.h"
 #include "operators/routing_trace.h"
@@ -27,6 +28,7 @@ class BlockOperator final : public OperatorKernel {
   Activation activation_;
   Precision precision_;
   Placement placement_;
+  NextGate next_gate_;
   ExpertResidency residency_;
   RoutingTraceEntry trace_;
 };

@@ -18,6 +18,13 @@ std::vector<ConstantMemory> constant_inputs(const ort::KernelInfo& info, const O
   return constants;
 }
 
+// Every operator's first input holds activations.
+ElementType activation_type(const ort::KernelInfo& info) {
+  const std::optional<ort::Shape> activations = info.input_shape(0);
+  require(activations.has_value(), "the node has no inputs");
+  return static_cast<ElementType>(activations->type);
+}
+
 }  // namespace
 
 Placement::Placement(const ort::KernelInfo& info, const OperatorDefinition& definition, const char* unsupported) {
@@ -32,6 +39,13 @@ Placement::Placement(const ort::KernelInfo& info, const OperatorDefinition& defi
   const std::string label = node_label(info, definition);
   if (unsupported) {
     info.logger().warn(label + " runs on the CPU: " + unsupported);
+    return;
+  }
+  const std::string& distrust = search.accelerator->distrust(activation_type(info));
+  require(distrust.empty() || device == "auto", "session entry onnx_moe.device is 'metal', but ", distrust,
+          ": use auto or cpu, and report it");
+  if (!distrust.empty()) {
+    info.logger().warn(label + " runs on the CPU: " + distrust);
     return;
   }
   accelerator_ = search.accelerator;

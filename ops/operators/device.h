@@ -13,8 +13,9 @@ namespace onnx_moe {
 class Placement {
  public:
   Placement() = default;
-  // `unsupported`: why the accelerator cannot compute this node, or null. Throws an Error when the entry is unknown or
-  // asks for a device that is not there. Logs once a node when the CPU computes what the entry asked the device for.
+  // `unsupported`: why the accelerator cannot compute this node, or null. Throws an Error when the entry is unknown, or
+  // asks for a device that is not there or fails its self-test. Logs once a node, with the reason, when the CPU
+  // computes what the entry leaves to the device.
   Placement(const ort::KernelInfo& info, const OperatorDefinition& definition, const char* unsupported);
 
   // The accelerator when a call of so many multiply-adds is to run there; null: the CPU kernels.

@@ -57,7 +57,7 @@ class Attributes {
 };
 
 // Shapes of a node's inputs; nothing for one that is left out or whose rank is open.
-inline constexpr size_t kMostInputs = 12;
+inline constexpr size_t kMostInputs = 13;
 using InputShapes = std::array<std::optional<Dimensions>, kMostInputs>;
 
 class OperatorKernel {

@@ -9,6 +9,9 @@ namespace onnx_moe {
 namespace {
 
 constexpr const char* kResidency = "onnx_moe.residency";
+constexpr const char* kPrefetch = "onnx_moe.prefetch";
+constexpr const char* kPrecision = "onnx_moe.prefetch_precision";
+constexpr const char* kCounters = "onnx_moe.counters";
 constexpr int64_t kMostThreads = 64;
 
 // The value of an entry that only some modes read.
@@ -35,6 +38,21 @@ ResidencyOptions read_options(const ort::KernelInfo& info) {
     options.threads = parse_count("onnx_moe.io_threads", *text, kMostThreads,
                                   "use a number from 1 to " + std::to_string(kMostThreads));
   }
+  if (const auto text = read_for_pool(info, kPrefetch, options.mode)) {
+    options.prefetch = parse_prefetch_signal(kPrefetch, *text);
+  }
+  if (const auto text = read_for_pool(info, kPrecision, options.mode)) {
+    require(options.prefetch != PrefetchSignalKind::kNone, "session entry ", kPrecision, " is '", *text,
+            "', but does nothing without ", kPrefetch, ": set it, or leave this out");
+    options.prefetch_precision = parse_share(kPrecision, *text);
+  }
+  options.counters = read_for_pool(info, kCounters, options.mode).value_or("");
+  options.save_counters = read_for_pool(info, "onnx_moe.save_counters", options.mode).value_or("");
+  if (const auto text = read_for_pool(info, "onnx_moe.pinned", options.mode)) {
+    require(!options.counters.empty(), "session entry onnx_moe.pinned is '", *text, "', but does nothing without ",
+            kCounters, ", which says what is used most: set it, or leave this out");
+    options.pinned = SlotShare::parse("onnx_moe.pinned", *text);
+  }
   const bool on_device = info.config_entry("onnx_moe.device").value_or("auto") == "metal";
   require(!on_device || options.mode == ResidencyMode::kAuto || options.mode == ResidencyMode::kMapped,
           "session entry ", kResidency, " is '", name_of(options.mode),
@@ -58,12 +76,11 @@ int64_t num_experts(const ort::KernelInfo& info, const ProjectionInputs& inputs)
   return shape && !shape->dimensions.empty() ? shape->dimensions[0] : kUnknown;
 }
 
-// A budget that bounds nothing is a surprise to whoever set it; everything else is as asked.
-void report(const ort::Logger& logger, const ResidencyOptions& options, const ResidencyPlan& plan) {
+// A cache that was asked for and is not there is a surprise; everything else is as asked.
+void report(const ort::Logger& logger, const ResidencyPlan& plan) {
   const std::string message = std::string("expert residency is ") + name_of(plan.mode) + ": " + plan.reason;
-  const bool unused_budget = plan.mode == ResidencyMode::kMapped && !options.budget.automatic();
-  if (unused_budget) {
-    logger.warn(message + "; onnx_moe.cache_bytes bounds nothing here");
+  if (!plan.unused.empty()) {
+    logger.warn(message + "; " + plan.unused + " does nothing here");
   } else {
     logger.note(message);
   }
@@ -71,12 +88,16 @@ void report(const ort::Logger& logger, const ResidencyOptions& options, const Re
 
 }  // namespace
 
-ExpertResidency::ExpertResidency(const ort::KernelInfo& info, const std::vector<ProjectionInputs>& projections,
-                                 int64_t top_k) {
+std::shared_ptr<ResidencyEngine> session_engine(const ort::KernelInfo& info) {
   const ResidencyOptions options = read_options(info);
   const ort::Logger logger = info.logger();
-  engine_ = session_engine(logger.session(), info.config_entry("onnx_moe.session").value_or(""), options,
-                           [=](const ResidencyPlan& plan) { report(logger, options, plan); });
+  return session_engine(logger.session(), info.config_entry("onnx_moe.session").value_or(""), options,
+                        [=](const ResidencyPlan& plan) { report(logger, plan); });
+}
+
+ExpertResidency::ExpertResidency(const ort::KernelInfo& info, const std::vector<ProjectionInputs>& projections,
+                                 int64_t top_k)
+    : engine_(session_engine(info)) {
   ExpertLayer layer{info.node_name(), num_experts(info, projections.front()), std::max<int64_t>(top_k, 1), {}};
   for (const ProjectionInputs& inputs : projections) {
     layer.projections.push_back({find_tensor(info, inputs.weights(), inputs.name("weights")),

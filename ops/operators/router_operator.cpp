@@ -8,7 +8,7 @@ namespace onnx_moe {
 
 namespace {
 
-enum Input : size_t { kHiddenStates, kGateWeight, kGateBias, kCorrectionBias };
+enum Input : size_t { kHiddenStates, kGateWeight, kGateBias, kCorrectionBias, kNextGateWeight };
 enum Output : size_t { kExpertIds, kExpertWeights, kRouterLogits };
 
 struct Sizes {
@@ -27,6 +27,11 @@ Sizes check_shapes(const InputShapes& shapes, bool has_gate) {
     expect_shape("gate_weight", *gate, {kUnknown, sizes.hidden_size}, "[E, H]");
     sizes = {(*gate)[0], (*gate)[1]};
   }
+  if (const auto& next = shapes[kNextGateWeight]) {
+    require(has_gate, "input next_gate_weight takes hidden states, but without gate_weight the router gets logits: ",
+            "leave it out");
+    expect_shape("next_gate_weight", *next, {kUnknown, sizes.hidden_size}, "[F, H]");
+  }
   if (const auto& bias = shapes[kGateBias]) expect_shape("gate_bias", *bias, {sizes.num_experts}, "[E]");
   if (const auto& bias = shapes[kCorrectionBias]) expect_shape("correction_bias", *bias, {sizes.num_experts}, "[E]");
   return sizes;
@@ -41,6 +46,7 @@ RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, c
       trace_(info) {
   const Sizes sizes = check_shapes(declared_shapes(info, definition), info.input_shape(kGateWeight).has_value());
   if (sizes.num_experts != kUnknown) validate(attributes_, sizes.num_experts);
+  next_gate_ = NextGate(info, kNextGateWeight, attributes_.top_k);
   placement_ = Placement(info, definition, unsupported_router(attributes_, sizes.num_experts));
 }
 
@@ -49,9 +55,9 @@ void RouterOperator::compute(ort::KernelContext& context) {
   const std::optional<ort::ConstTensor> gate = context.input(kGateWeight);
   const std::optional<ort::ConstTensor> gate_bias = context.input(kGateBias);
   const std::optional<ort::ConstTensor> correction_bias = context.input(kCorrectionBias);
-  const Sizes sizes =
-      check_shapes({hidden.dimensions(), dimensions_of(gate), dimensions_of(gate_bias), dimensions_of(correction_bias)},
-                   gate.has_value());
+  const Sizes sizes = check_shapes({hidden.dimensions(), dimensions_of(gate), dimensions_of(gate_bias),
+                                    dimensions_of(correction_bias), dimensions_of(context.input(kNextGateWeight))},
+                                   gate.has_value());
   validate(attributes_, sizes.num_experts);
 
   Dimensions dimensions = hidden.dimensions();
@@ -84,6 +90,7 @@ void RouterOperator::compute(ort::KernelContext& context) {
   } else {
     route(current_kernel(), attributes_, input, context);
   }
+  if (gate) next_gate_.predict(context, input);
   if (trace_.records()) {
     RoutingTraceEntry::Call(trace_, hidden.dimensions())
         .routed({ids, weights, tokens, attributes_.slots(), attributes_.top_k, sizes.num_experts});

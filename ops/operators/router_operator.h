@@ -3,6 +3,7 @@
 
 #include "core/router.h"
 #include "operators/device.h"
+#include "operators/next_gate.h"
 #include "operators/routing_trace.h"
 
 namespace onnx_moe {
@@ -19,6 +20,7 @@ class RouterOperator final : public OperatorKernel {
 
   RouterAttributes attributes_;
   Placement placement_;
+  NextGate next_gate_;
   RoutingTraceEntry trace_;
 };
 

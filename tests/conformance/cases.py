@@ -93,6 +93,7 @@ class RouterCase:
     gate: str = "same"
     gate_bias: bool = False
     correction_bias: bool = False
+    next_gate: str = "absent"
     values: str = "random"
 
     @property
@@ -108,6 +109,7 @@ class RouterCase:
             "gate",
             "gate_bias",
             "correction_bias",
+            "next_gate",
             "values",
         }
         attributes = {
@@ -359,4 +361,7 @@ ROUTER_CASES: list[RouterCase] = [
     RouterCase(num_experts=3, top_k=3, scoring="sigmoid", normalize=True),
     RouterCase(num_experts=256, top_k=256, tokens=(3,)),
     RouterCase(num_experts=8, top_k=8, hidden_size=257, gate="float", dtype="bfloat16"),
+    RouterCase(next_gate="same", num_shared_experts=1),
+    RouterCase(next_gate="float", dtype="float16", tokens=(2, 3), gate_bias=True, correction_bias=True),
+    RouterCase(next_gate="same", dtype="bfloat16", tokens=(0,)),
 ]

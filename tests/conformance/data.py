@@ -40,6 +40,7 @@ class RouterInputs:
     gate_weight: Array | None
     gate_bias: Array | None
     correction_bias: Array | None
+    next_gate_weight: Array | None
 
 
 def draw_gemm_inputs(case: GemmCase) -> GemmInputs:
@@ -142,6 +143,15 @@ _SCALES: dict[str, Callable[[str, tuple[int, ...], np.random.Generator], Array]]
 }
 
 
+def _next_gate(case: RouterCase) -> Array | None:
+    """Of a router with other experts. What it would choose must not matter, so it holds a NaN too."""
+    if case.next_gate == "absent":
+        return None
+    gate = np.random.default_rng(0).standard_normal((case.num_experts + 3, case.hidden_size))
+    gate[0] = np.nan
+    return gate.astype(np.float32 if case.next_gate == "float" else DTYPES[case.dtype])
+
+
 def draw_router_inputs(case: RouterCase) -> RouterInputs:
     rng = np.random.default_rng(case_seed(case))
     dtype = DTYPES[case.dtype]
@@ -177,4 +187,5 @@ def draw_router_inputs(case: RouterCase) -> RouterInputs:
         gate_weight=None if case.gate == "absent" else gate_weight.astype(gate_dtype),
         gate_bias=gate_bias.astype(gate_dtype) if case.gate_bias else None,
         correction_bias=correction_bias.astype(np.float32) if case.correction_bias else None,
+        next_gate_weight=_next_gate(case),
     )

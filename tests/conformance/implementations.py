@@ -59,7 +59,7 @@ class ModelImplementation:
         return self._run(EXPERT_GEMM, case, inputs, constants, gemm_outputs(case, inputs))
 
     def router(self, case: RouterCase, inputs: RouterInputs) -> Outputs:
-        constants = ("gate_weight", "gate_bias", "correction_bias")
+        constants = ("gate_weight", "gate_bias", "correction_bias", "next_gate_weight")
         return self._run(ROUTER, case, inputs, constants, router_outputs(case))
 
     def _run(

@@ -112,6 +112,9 @@ MISUSES = {
     "correction_bias of other experts": router(
         "correction_bias", "[9]", "8", change=lambda _: {"correction_bias": np.ones(9, np.float32)}
     ),
+    "next_gate_weight of another H": router(
+        "next_gate_weight", "[9, 31]", "32", change=lambda _: {"next_gate_weight": np.ones((9, 31), np.float32)}
+    ),
 }
 
 

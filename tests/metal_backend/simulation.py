@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
 import pytest
@@ -12,15 +11,16 @@ from conformance.data import GemmInputs, draw_gemm_inputs, draw_router_inputs
 from conformance.oracle import expected_gemm
 from conformance.test_gemm import allowed_frobenius
 
-from metal.simulator import operators, runner
+from metal.simulator import compilers, operators
+from metal.simulator.launch import Schedule
 from metal.simulator.operators import Device
 
+SCHEDULES: tuple[Schedule, ...] = ("forward", "reverse", "random")
 needs_compiler = pytest.mark.skipif(
-    shutil.which(runner.CXX) is None or shutil.which(runner.CPP) is None,
-    reason="the simulator compiles kernels with clang++ or g++, and there is neither",
+    compilers.CXX is None, reason="the simulator compiles kernels with clang++ or g++, and there is neither"
 )
 needs_clang = pytest.mark.skipif(
-    shutil.which(runner.CLANG) is None, reason="address spaces are checked by clang (Debian: clang-19)"
+    compilers.CLANG is None, reason="address spaces are checked and loads counted by clang (Debian: clang)"
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tools.check_metal_api import used_enumerations
-from tools.cross_macos import macho
-from tools.cross_macos.__main__ import EXPORTS, MACOS, NEEDS, TOLERATED
+from tools.cross_macos import macho, wheel
+from tools.cross_macos.__main__ import EXPORTS, MACOS, NEEDS, TAG, TOLERATED
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "build" / "cross_macos" / "installed" / "onnx_moe" / "lib" / "libonnx_moe.dylib"
@@ -21,7 +22,7 @@ RULES = {"needs": NEEDS, "exports": EXPORTS, "minimum_os": MACOS, "tolerated": T
 @pytest.fixture
 def library() -> macho.MachO:
     if not BUILT.exists():
-        pytest.skip("no library for macOS: python -m tools.cross_macos")
+        pytest.skip("no library for macOS: .ci/cross_macos builds it")
     return macho.read(BUILT)
 
 
@@ -51,6 +52,18 @@ def test_the_wheel_holds_the_library_and_its_metadata(library: macho.MachO) -> N
         names = archive.namelist()
     assert {"onnx_moe/__init__.py", "onnx_moe/export/__init__.py", "onnx_moe/operators.json"} <= set(names)
     assert any(name.endswith(".dist-info/entry_points.txt") for name in names)
+
+
+def test_a_wheel_is_packed_that_pip_takes(tmp_path: Path) -> None:
+    """Of any file in the library's place: what is in it is checked above."""
+    installed = tmp_path / "installed" / "onnx_moe"
+    (installed / "lib").mkdir(parents=True)
+    (installed / "lib" / "libonnx_moe.dylib").write_bytes(b"a library")
+    packed = wheel.pack(ROOT, installed.parent, TAG, tmp_path / "dist")
+    assert packed.name.endswith("-py3-none-macosx_14_0_arm64.whl")
+    wheel.check(packed, TAG.removeprefix("py3-none-"))
+    with pytest.raises(subprocess.CalledProcessError):
+        wheel.check(packed, "macosx_13_0_arm64")
 
 
 def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:

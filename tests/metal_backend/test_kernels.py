@@ -9,11 +9,11 @@ import pytest
 from conformance.cases import GEMM_CASES, ROUTER_CASES, GemmCase, RouterCase, case_id
 from conformance.data import draw_gemm_inputs
 
-from metal.simulator import operators, runner
-from metal.simulator.device import KERNELS, SimulatedDevice
+from metal.simulator import address_spaces, operators
+from metal.simulator.device import KERNELS, SimulatedDevice, count_loads
 from metal.simulator.operators import REGIMES, projection_call
 
-from .simulation import check_gemm_case, check_router_case, gemm_arguments, needs_clang, needs_compiler
+from .simulation import SCHEDULES, check_gemm_case, check_router_case, gemm_arguments, needs_clang, needs_compiler
 
 pytestmark = needs_compiler
 
@@ -22,7 +22,6 @@ SIMULATED_GEMM_CASES = [
     c for c in GEMM_CASES if c.weight_layout == "rows" and np.prod(c.tokens) * c.slots * c.rows * c.columns < 2e6
 ][::3]
 SIMULATED_ROUTER_CASES = [c for c in ROUTER_CASES if c.top_k <= 32 and np.prod(c.tokens) < 100][::3]
-SCHEDULES = ("forward", "reverse", "random")
 
 RACED_GEMM = GemmCase(tokens=(20,), rows=68, blocks=2, gated=True, activation="silu", num_experts=3, combine=True)
 RACED_ROUTER = RouterCase(
@@ -103,10 +102,10 @@ def test_no_data_races() -> None:
 class CountingDevice:
     """Runs launches and counts the bytes that they load, by buffer: each byte once a simdgroup."""
 
-    loaded: dict[str, list[int]] = field(default_factory=dict)
+    loaded: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def run(self, launch: operators.Launch) -> None:
-        self.loaded[launch.kernel] = SimulatedDevice(count_loads=True).loads(launch)
+        self.loaded[launch.kernel] = count_loads(launch)
 
 
 @needs_clang
@@ -142,4 +141,4 @@ def test_few_rows_share_one_load_of_the_weights() -> None:
 @pytest.mark.parametrize("element", ["float", "half", "bfloat"])
 @pytest.mark.parametrize("file", sorted(path.stem for path in KERNELS.glob("*.metal")))
 def test_address_spaces(file: str, element: str) -> None:
-    assert runner.check(str(KERNELS / f"{file}.metal"), [str(KERNELS)], {"ELEMENT": element}) == []
+    assert address_spaces.check(KERNELS / f"{file}.metal", {"ELEMENT": element}) == []

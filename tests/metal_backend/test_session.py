@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,20 +24,20 @@ import onnx_moe
 from onnx_moe import _native
 from onnx_moe.diagnosis import diagnose
 
-from .plugin import Plugin, build_plugin
+from .plugin import LARGE, Plugin, build_plugin
 
 pytestmark = pytest.mark.metal
 
 #: Every case but those of the interleaved layout and of a router beyond Metal's limits, which the CPU computes.
 METAL_GEMM_CASES = [case for case in GEMM_CASES if case.weight_layout == "rows"]
 METAL_ROUTER_CASES = [case for case in ROUTER_CASES if case.top_k <= 32 and case.num_experts <= 1024]
-#: A call that onnx_moe.device = auto gives to the GPU.
-LARGE = GemmCase(tokens=(64,), slots=2, rows=512, blocks=8, num_experts=4)
 
 
 @pytest.fixture(scope="module")
 def plugin() -> Plugin:
-    return build_plugin()
+    built = build_plugin()
+    built.gemm(GemmCase(), draw_gemm_inputs(GemmCase()))  # has the device test itself, before anything is counted
+    return built
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_weights_are_not_copied(simulated: Plugin) -> None:
 def test_weights_are_resident_where_macos_can(simulated: Plugin, macos: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process has one device: another one is asked."""
     monkeypatch.setenv("ONNX_MOE_SIMULATOR_MACOS", macos)
-    assert simulated.residency_sets_in_new_process() == (1 if macos == "15" else 0)
+    assert simulated.facts_in_new_process() == {"residency_sets": 1 if macos == "15" else 0, "command_buffers": 1}
 
 
 def test_concurrent_runs_give_the_same_bytes(plugin: Plugin) -> None:
@@ -166,8 +167,42 @@ def test_device_loss_is_an_error_status_for_everybody(simulated: Plugin) -> None
 def test_kernel_that_does_not_compile_names_itself(simulated: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNX_MOE_SIMULATOR_PYTHON", "echo 'error: no such type'; false")
     error = simulated.error_in_new_process()
-    assert "node 'node_under_test': Metal does not compile" in error
+    assert "node 'node_under_test'" in error
+    assert "Metal does not compile" in error
     assert "error: no such type" in error
+
+
+#: Defects of a compiler: in decode's sums, in the rows of a tile, in its lower half, in the router.
+DEFECTS = {
+    "decode": "sums[r] = metal::simd_sum(sums[r]) => sums[r] = sums[r]",
+    "few rows": "if (a >= count) break => if (a >= 1) break",
+    "grouped": "tile_row < count => tile_row + 8 < count",
+    "decode, ": "if (NORMALIZE) { => if (!NORMALIZE) {",
+}
+
+
+@pytest.mark.parametrize("regime", DEFECTS)
+def test_auto_leaves_a_device_alone_that_computes_otherwise(
+    simulated: Plugin, regime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNX_MOE_SIMULATOR_MISCOMPILES", DEFECTS[regime])
+    log = simulated.on("auto").log_in_new_process()
+    assert log.count("node 'node_under_test' runs on the CPU: Simulated GPU, macOS simulated fails its self-test") == 2
+    assert re.search(rf"tokens \({regime}.*differs from the CPU's by \S+ of its norm", log)
+
+
+def test_metal_refuses_a_device_that_computes_otherwise(simulated: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNX_MOE_SIMULATOR_MISCOMPILES", DEFECTS["decode"])
+    error = simulated.error_in_new_process()
+    assert re.search(r"onnx_moe.device is 'metal', but Simulated GPU.*self-test.*: use auto or cpu", error)
+
+
+def test_auto_goes_on_where_kernels_do_not_compile(simulated: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNX_MOE_SIMULATOR_PYTHON", "echo 'error: no such type'; false")
+    assert (
+        "self-test: Metal does not compile router.metal: error: no such type"
+        in simulated.on("auto").log_in_new_process()
+    )
 
 
 def test_expert_id_out_of_range_names_node_and_row(plugin: Plugin) -> None:

@@ -18,8 +18,8 @@ BLOCKS = {"mxfp4": 32, "nvfp4": 16, "fp4": 32}
 SCALE_TYPES = {"mxfp4": ml_dtypes.float8_e8m0fnu, "nvfp4": ml_dtypes.float8_e4m3fn, "fp4": np.float16}
 #: Blocks of a row: one, which ends a vector of scales early, and as many as fill every kernel's vectors.
 ROW_BLOCKS = (1, 16)
-#: Rows of x in a call: kernels multiply one row, two rows and more rows by different code.
-ROWS_OF_X = (1, 2, 16)
+#: Rows of x in a call: kernels multiply one row, two rows and more rows by different code, tiles by 16 and by 32.
+ROWS_OF_X = (1, 2, 16, 40)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Product:
 
 def products(format: str, row_blocks: int, rows_of_x: int) -> Iterator[Product]:
     """Every scale at every place of `row_blocks`, and every code at every column, in calls of `rows_of_x` rows."""
-    yield from _finite_scales(format, row_blocks, rows_of_x)
+    yield from _finite_scales(format, row_blocks, rows_of_x, slice(None))
+    if format == "mxfp4":  # without those that a kernel may leave to other code
+        yield from _finite_scales(format, row_blocks, rows_of_x, slice(67, 188))
     yield _other_scales(format, row_blocks, rows_of_x)
     if row_blocks > 1:
         yield from _codes(format, rows_of_x)
@@ -66,9 +68,9 @@ def _calls(format: str, codes: Array, scales: Array, x: Array, y: Array, rows_of
         yield Product(format, codes, np.ascontiguousarray(scales), x_rows, y_rows)
 
 
-def _finite_scales(format: str, row_blocks: int, rows_of_x: int) -> Iterator[Product]:
+def _finite_scales(format: str, row_blocks: int, rows_of_x: int, which: slice) -> Iterator[Product]:
     """All weights are 1, and a row of x picks a block."""
-    stored, values = _scales_of_all_codes(format)
+    stored, values = (array[which] for array in _scales_of_all_codes(format))
     stored, values = stored[np.isfinite(values)], values[np.isfinite(values)]
     if format == "fp4":  # so many that each has one place
         places = np.arange(len(stored)).reshape(-1, row_blocks)

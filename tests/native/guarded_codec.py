@@ -37,7 +37,14 @@ def codec(format: str, block: int, dtype: str, rule: str, rows: int, blocks: int
     )
     library = _native.library()
     types, rules = _native.ELEMENT_TYPES, _native.SCALE_RULES
-    _native.check(library.onnx_moe_quantize(weights.ctypes.data, types[dtype], rules[rule], ctypes.byref(matrix)))
+    if rule == "weighted":
+        importance = guarded.place(random_floats(np.random.default_rng(1), (columns,), "float") ** 2)
+        arguments = (weights.ctypes.data, types[dtype], importance.ctypes.data, ctypes.byref(matrix))
+        _native.check(library.onnx_moe_quantize_weighted(*arguments))
+        global_scale = (*arguments[:2], rules["mse"], *arguments[2:])
+        _native.check(library.onnx_moe_choose_global_scale(*global_scale))
+    else:
+        _native.check(library.onnx_moe_quantize(weights.ctypes.data, types[dtype], rules[rule], ctypes.byref(matrix)))
     _native.check(library.onnx_moe_dequantize(ctypes.byref(matrix), decoded.ctypes.data))
     return codes.tobytes() + scales.tobytes() + decoded.tobytes()
 
@@ -58,7 +65,7 @@ def main() -> None:
     _native.select_kernel(sys.argv[1])
     count = 0
     for (format, block), dtype, rule, rows, blocks in itertools.product(
-        FORMATS, TYPES, ("mse", "ceil"), (1, 5), (1, 3)
+        FORMATS, TYPES, ("mse", "ceil", "weighted"), (1, 5), (1, 3)
     ):
         expected = codec(format, block, dtype, rule, rows, blocks, None)
         for side in ("after", "before"):

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [ROOT / "tests/native/residency_driver.cpp", ROOT / "ops/core/fp4.cpp"]
-NOT_UNDER_TEST = {"cache_simulator.cpp", "residency_registry.cpp"}
+from tests.native.drivers import build_driver
 
 
 @pytest.fixture(scope="module", params=["thread", "address,undefined"])
 def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler (c++) is installed")
-    program = tmp_path_factory.mktemp("driver") / "residency_driver"
-    engine = [path for path in sorted((ROOT / "ops/experts").glob("*.cpp")) if path.name not in NOT_UNDER_TEST]
-    command = [compiler, "-std=c++17", "-O1", "-g", f"-fsanitize={request.param}", "-fno-sanitize-recover=all"]
-    subprocess.run(
-        [*command, f"-I{ROOT / 'ops'}", "-o", program, *SOURCES, *engine, "-lpthread"], check=True, timeout=300
-    )
-    return program
+    sanitizer = ["-O1", "-g1", f"-fsanitize={request.param}", "-fno-sanitize-recover=all"]
+    return build_driver("residency_driver", tmp_path_factory.mktemp("driver"), sanitizer)
 
 
-@pytest.mark.parametrize("direct_io", ["on", "off"])
-@pytest.mark.parametrize("policy", ["lru", "decayed-lfu"])
+@pytest.mark.parametrize(
+    ("policy", "direct_io", "prefetch"),
+    [
+        ("lru", "on", "off"),
+        ("decayed-lfu", "off", "off"),
+        ("lru", "off", "cross-layer"),
+        ("decayed-lfu", "on", "recency"),
+    ],
+)
 def test_threads_see_their_own_experts_and_nothing_races(
-    driver: Path, tmp_path: Path, policy: str, direct_io: str
+    driver: Path, tmp_path: Path, policy: str, direct_io: str, prefetch: str
 ) -> None:
-    command = [driver, tmp_path / "experts.data", policy, direct_io]
+    command = [driver, tmp_path / "experts.data", policy, direct_io, prefetch]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr[-4000:]
     *_, last, verdict = result.stdout.splitlines()
@@ -43,3 +39,6 @@ def test_threads_see_their_own_experts_and_nothing_races(
     assert min(statistics[counter] for counter in ("hits", "bypassed", "evictions", "waves")) > 0
     assert statistics["resident"] <= statistics["capacity"]
     assert statistics["failed_loads"] == 0
+    if prefetch != "off":
+        assert min(statistics["prefetch"][counter] for counter in ("issued", "wasted")) > 0
+        assert statistics["prefetch"]["timely"] + statistics["prefetch"]["late"] > 0

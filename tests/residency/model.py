@@ -15,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 import onnx_moe
 from onnx_moe.cache import CacheEngine, engine
 from onnx_moe.operators import DOMAIN, VERSION
+from onnx_moe.routing import RoutingTrace
+from onnx_moe.routing.trace import Call
 
 HIDDEN, INTERMEDIATE = 64, 96
 
@@ -27,6 +29,11 @@ class Stack:
     experts: int = 16
     top_k: int = 2
     fused: bool = True
+    #: Routers that know the next one's matrix.
+    next_gates: bool = False
+    #: Every layer works on the values of the model's input, so that the next layer's gate sees what it will see.
+    #: (Each still waits for the one before it.)
+    same_input: bool = False
     seed: int = 0
 
 
@@ -44,15 +51,21 @@ def _layer(stack: Stack, index: int, rng: np.random.Generator) -> tuple[list[onn
     gate_up, down = (
         [f"{name}.{projection}.weights", f"{name}.{projection}.scales"] for projection in ("gate_up", "down")
     )
+    next_gate = f"layer{index + 1}.gate" if stack.next_gates and index + 1 < stack.layers else ""
     router = helper.make_node(
-        "MoERouter", [hidden, f"{name}.gate"], [ids, weights], name=f"{name}.router", domain=DOMAIN, top_k=stack.top_k
+        "MoERouter",
+        [hidden, f"{name}.gate", "", "", "" if stack.fused else next_gate],
+        [ids, weights],
+        name=f"{name}.router",
+        domain=DOMAIN,
+        top_k=stack.top_k,
     )
     gated = {"gated": 1, "activation": "silu"}
     if stack.fused:
         experts = [
             helper.make_node(
                 "MoEBlockFP4",
-                [hidden, f"{name}.gate", "", "", *gate_up, "", "", *down],
+                [hidden, f"{name}.gate", "", "", *gate_up, "", "", *down, "", "", next_gate],
                 [f"{name}.y"],
                 name=f"{name}.block",
                 domain=DOMAIN,
@@ -78,8 +91,12 @@ def _layer(stack: Stack, index: int, rng: np.random.Generator) -> tuple[list[onn
                 domain=DOMAIN,
             ),
         ]
+    following = f"layer{index + 1}.in"
+    if stack.same_input:
+        zero = helper.make_node("Sub", [f"{name}.y", f"{name}.y"], [out])
+        return [router, *experts, zero, helper.make_node("Add", [hidden, out], [following])], tensors
     residual = helper.make_node("Add", [hidden, f"{name}.y"], [out])
-    normal = helper.make_node("LpNormalization", [out], [f"layer{index + 1}.in"], axis=-1)
+    normal = helper.make_node("LpNormalization", [out], [following], axis=-1)
     return [router, *experts, residual, normal], tensors
 
 
@@ -145,3 +162,9 @@ def run(loaded: onnxruntime.InferenceSession, inputs: list[NDArray[np.float32]])
         ids.append(of_layers)
     live: CacheEngine = engine(loaded)
     return Run(outputs, ids, live.statistics())
+
+
+def trace_of(result: Run, experts: int = 16) -> RoutingTrace:
+    """The routing of a run of a stack."""
+    visits = [Call(layer, ids) for call in result.ids for layer, ids in enumerate(call)]
+    return RoutingTrace.of_calls(visits, experts, len(result.ids[0]))

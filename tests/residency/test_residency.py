@@ -12,9 +12,8 @@ import pytest
 import onnx_moe
 from onnx_moe.cache import engine
 from onnx_moe.errors import InvalidInputError, OnnxMoeError
-from onnx_moe.routing import CacheSetup, RoutingTrace, simulate_cache
-from onnx_moe.routing.trace import Call
-from tests.residency.model import Run, Stack, calls, run, save, session
+from onnx_moe.routing import CacheSetup, simulate_cache
+from tests.residency.model import Run, Stack, calls, run, save, session, trace_of
 
 INPUTS = calls(seed=1)
 #: One token's cycle, and the slot of an expert that bypasses the cache: see the refusal below.
@@ -79,11 +78,6 @@ def test_projections_in_nodes_of_their_own_give_the_same_bytes(unfused: Path, ma
     assert result.statistics["evictions"] > 0
 
 
-def trace_of(result: Run, experts: int = 16) -> RoutingTrace:
-    visits = [Call(layer, ids) for call in result.ids for layer, ids in enumerate(call)]
-    return RoutingTrace.of_calls(visits, experts, len(result.ids[0]))
-
-
 @pytest.mark.parametrize("policy", ["lru", "decayed-lfu"])
 @pytest.mark.parametrize("budget", ["18%", "30%", "50%", "80%", "100%"])
 def test_counters_are_the_simulators(fused: Path, policy: str, budget: str) -> None:
@@ -141,6 +135,8 @@ def test_automatic_residency_reads_what_does_not_fit_and_says_why(fused: Path, m
     assert result.outputs == mapped.outputs
     fitting = run(session(fused, cache_bytes="1GiB"), INPUTS).statistics
     assert fitting["mode"] == "mapped"
+    assert fitting["unused"] == "onnx_moe.cache_bytes"
+    assert result.statistics["unused"] == ""
     assert "fit into onnx_moe.cache_bytes" in fitting["reason"]
 
 
@@ -148,7 +144,7 @@ def test_automatic_residency_reads_what_does_not_fit_and_says_why(fused: Path, m
     ("entries", "severity", "line"),
     [
         ({"cache_bytes": "300KiB"}, 1, "expert residency is pool: the experts' "),
-        ({"cache_bytes": "1GiB"}, 2, "; onnx_moe.cache_bytes bounds nothing here"),
+        ({"cache_bytes": "1GiB"}, 2, "; onnx_moe.cache_bytes does nothing here"),
         ({}, 1, "expert residency is mapped: the experts' "),
         ({"residency": "pagecache"}, 1, "expert residency is pagecache: onnx_moe.residency asks for it"),
     ],

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
-import io
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-import tomllib
-from scikit_build_core.build import prepare_metadata_for_build_wheel
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: The build backend works on the folder that it is run in, and talks on standard output.
+_METADATA = "import sys; from scikit_build_core import build; build.prepare_metadata_for_build_wheel(sys.argv[1])"
 
 
 def pack(root: Path, installed: Path, tag: str, folder: Path) -> Path:
@@ -25,9 +28,11 @@ def pack(root: Path, installed: Path, tag: str, folder: Path) -> Path:
     files |= {
         path.relative_to(installed).as_posix(): path.read_bytes() for path in installed.rglob("*") if path.is_file()
     }
-    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(root), contextlib.redirect_stdout(io.StringIO()):
-        name = prepare_metadata_for_build_wheel(scratch)
-        for path in (Path(scratch) / name).rglob("*"):
+    with tempfile.TemporaryDirectory() as scratch:
+        subprocess.run([sys.executable, "-c", _METADATA, scratch], cwd=root, check=True, stdout=subprocess.DEVNULL)
+        (information,) = Path(scratch).glob("*.dist-info")
+        name = information.name
+        for path in information.rglob("*"):
             if path.is_file():
                 files[path.relative_to(scratch).as_posix()] = path.read_bytes()
     files[f"{name}/WHEEL"] = f"Wheel-Version: 1.0\nGenerator: onnx-moe\nRoot-Is-Purelib: false\nTag: {tag}\n".encode()
@@ -36,8 +41,8 @@ def pack(root: Path, installed: Path, tag: str, folder: Path) -> Path:
     record = f"{name}/RECORD"
     lines = [f"{path},sha256={_digest(data)},{len(data)}\n" for path, data in files.items()]
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path, data in files.items():
-            archive.writestr(path, data)
+        for name_inside, data in files.items():
+            archive.writestr(name_inside, data)
         archive.writestr(record, "".join(lines) + f"{record},,\n")
     return target
 

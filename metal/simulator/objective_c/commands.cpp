@@ -12,7 +12,7 @@ namespace fake {
 
 namespace {
 
-constexpr uint64_t kBuffers = 31;
+constexpr uint32_t kThreadgroupBytes = 32768;
 constexpr uint64_t kInlineBytes = 4096;
 // MTLCommandBufferStatus
 constexpr uint64_t kCommitted = 2, kCompleted = 4, kError = 5;
@@ -25,7 +25,7 @@ std::atomic<int64_t> until_failure{-1};
 std::atomic<bool> device_lost{false};
 
 Argument& argument(Object* encoder, uint64_t index) {
-  if (index >= kBuffers) misuse("buffer index " + std::to_string(index) + " is past the argument table");
+  if (index >= kMostBuffers) misuse("buffer index " + std::to_string(index) + " is past the argument table");
   return encoder->arguments[index];
 }
 
@@ -50,7 +50,7 @@ void record_dispatch(Object* encoder, SEL, Size threadgroups, Size threads) {
 Object* new_encoder(Object* commands, SEL, uint64_t) {
   Object* encoder = autoreleased(create("Encoder"));
   encoder->commands = Reference(commands);
-  encoder->arguments.resize(kBuffers);
+  encoder->arguments.resize(kMostBuffers);
   encoder->encoding = commands->encoding = true;
   return encoder;
 }
@@ -77,9 +77,9 @@ void copy_size(const Size& from, uint32_t* to) {
 
 // Runs a dispatch on fibers; what went wrong, or nothing.
 std::string run_kernel(Dispatch& dispatch) {
-  std::vector<void*> pointers(kBuffers);
-  std::vector<uint64_t> sizes(kBuffers);
-  for (size_t i = 0; i < kBuffers; ++i) {
+  std::vector<void*> pointers(kMostBuffers);
+  std::vector<uint64_t> sizes(kMostBuffers);
+  for (size_t i = 0; i < kMostBuffers; ++i) {
     Argument& given = dispatch.arguments[i];
     if (given.buffer.get()) {
       const Buffer& memory = given.buffer->memory;
@@ -94,18 +94,18 @@ std::string run_kernel(Dispatch& dispatch) {
   const Object* const pipeline = dispatch.pipeline.get();
   reinterpret_cast<void (*)(const uint32_t*)>(pipeline->set_constants)(pipeline->constants.data());
   MslLaunch launch{};
-  launch.fn = reinterpret_cast<KernelFn>(pipeline->function);
-  launch.bufs = pointers.data();
-  launch.buf_bytes = sizes.data();
-  launch.nbufs = kBuffers;
-  copy_size(dispatch.threadgroups, launch.grid);
-  copy_size(dispatch.threads, launch.tpg);
+  launch.function = reinterpret_cast<MslKernel>(pipeline->function);
+  launch.buffers = pointers.data();
+  launch.buffer_bytes = sizes.data();
+  launch.buffer_count = kMostBuffers;
+  copy_size(dispatch.threadgroups, launch.threadgroups);
+  copy_size(dispatch.threads, launch.threads);
   const char* schedule = std::getenv("ONNX_MOE_SIMULATOR_SCHEDULE");
   launch.schedule = schedule ? static_cast<uint32_t>(std::atoi(schedule)) : 0;
-  launch.seed = launch.workers = launch.strict = launch.guard = 1;
-  launch.tg_limit = 32768;
+  launch.seed = launch.strict = launch.guard = 1;
+  launch.threadgroup_limit = kThreadgroupBytes;
   reinterpret_cast<int (*)(MslLaunch*)>(pipeline->launch)(&launch);
-  return launch.err[0] ? pipeline->text + ": " + launch.err : "";
+  return launch.error[0] ? pipeline->text + ": " + launch.error : "";
 }
 
 bool fails_now() {

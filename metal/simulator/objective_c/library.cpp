@@ -1,5 +1,5 @@
 // Libraries, functions and pipelines of the fake device: the host's MSL text is compiled once by the simulator, with
-// its function constants as variables.
+// its function constants as variables. What it takes for a compiled library is such text too.
 #include <dlfcn.h>
 #include <unistd.h>
 
@@ -9,6 +9,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "dispatch/dispatch.h"
 #include "runtime.h"
 
 namespace fake {
@@ -26,12 +27,12 @@ bool run_command(const std::string& command, std::string& output) {
   return pclose(pipe) == 0;
 }
 
-Object* new_library(Object*, SEL, Object* source, Object*, Object** error) {
+Object* compile(const std::string& source, Object** error) {
   char path[] = "/tmp/onnx_moe_kernel_XXXXXX";
   const int descriptor = mkstemp(path);
   if (descriptor < 0) return failed(error, "no temporary file");
   close(descriptor);
-  std::ofstream(path) << source->text;
+  std::ofstream(path) << source;
   const char* python = std::getenv("ONNX_MOE_SIMULATOR_PYTHON");
   std::string output;
   const bool compiled =
@@ -50,6 +51,12 @@ Object* new_library(Object*, SEL, Object* source, Object*, Object** error) {
   library->launch = dlsym(fibers, "mslrt_launch");
   library->set_constants = dlsym(code, "msl_set_constants");
   return library;
+}
+
+Object* new_library(Object*, SEL, Object* source, Object*, Object** error) { return compile(source->text, error); }
+
+Object* load_library(Object*, SEL, dispatch_data_t data, Object** error) {
+  return compile(*reinterpret_cast<const std::string*>(data), error);
 }
 
 Object* new_function(Object* library, SEL, Object* name, Object* constants, Object** error) {
@@ -91,9 +98,18 @@ void define_library_classes() {
       });
   method("MTLFunctionConstantValues", "setConstantValue:type:atIndex:", set_constant);
   method("Device", "newLibraryWithSource:options:error:", new_library);
+  method("Device", "newLibraryWithData:error:", load_library);
   method("Device", "newComputePipelineStateWithFunction:error:", new_pipeline);
   method("Library", "newFunctionWithName:constantValues:error:", new_function);
   method("Pipeline", "maxTotalThreadsPerThreadgroup", +[](Object*) -> uint64_t { return 1024; });
 }
 
 }  // namespace fake
+
+dispatch_data_t dispatch_data_create(const void* buffer, size_t size, dispatch_queue_t, void*) {
+  return reinterpret_cast<dispatch_data_t>(new std::string(static_cast<const char*>(buffer), size));
+}
+
+void dispatch_release(dispatch_data_t data) {
+  const std::unique_ptr<std::string> last(reinterpret_cast<std::string*>(data));
+}

@@ -1,5 +1,6 @@
 #include "runtime.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -26,9 +27,10 @@ State& state() {
 
 thread_local std::vector<std::pair<Object*, std::vector<Object*>>> pools;
 
-bool is_class(Object* object) {
-  const auto found = state().classes.find(object->class_name);
-  return found != state().classes.end() && found->second.get() == object;
+// By address alone: an object that was freed must not be looked into.
+bool is_class(const Object* object) {
+  const auto& classes = state().classes;
+  return std::any_of(classes.begin(), classes.end(), [&](const auto& named) { return named.second.get() == object; });
 }
 
 Object* retain(Object* object) {

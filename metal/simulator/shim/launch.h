@@ -1,4 +1,4 @@
-// One dispatch, as runner.py and the fake Metal device describe it to the fibers.
+// One launch of a kernel, as launch.py and the fake Metal device describe it to the fibers.
 #pragma once
 
 #include <cstdint>
@@ -6,29 +6,32 @@
 namespace mslns {
 struct msl_thread;
 }
-typedef void (*KernelFn)(void**, void**, const mslns::msl_thread*);
+typedef void (*MslKernel)(void** buffers, const mslns::msl_thread* thread);
 
-extern "C" struct MslLaunch {  // filled by the caller (mirrored in runner.py)
-  KernelFn fn;
-  void** bufs;                // one pointer per buffer index
-  const uint64_t* buf_bytes;  // 0: pass the pointer through, no guard copy
-  uint32_t nbufs;
-  uint32_t tg_bytes[8];  // sizes of [[threadgroup(n)]] arguments
-  uint32_t grid[3];      // threadgroups
-  uint32_t tpg[3];       // threads per threadgroup
-  uint32_t threads[3];   // dispatchThreads: total threads (0 = grid * tpg)
-  uint32_t workers;      // host threads
-  uint32_t schedule;     // order of simdgroups and lanes: 0 forward, 1 reverse, 2 random
-  uint64_t seed;
-  uint32_t strict;    // divergence is an error, not only counted
-  uint32_t guard;     // 1: run on guarded copies of the buffers
-  uint32_t tg_limit;  // threadgroup memory limit in bytes
-  uint32_t ftz;       // flush float denormals (inputs and results)
-  uint32_t timeout;   // seconds, 0 = none (one worker only)
-  // results
-  uint64_t n_threads, n_simd, n_barrier, n_diverged, n_partial, tg_used;
-  uint64_t loaded[32];  // bytes of each buffer, each once a simdgroup, where kernels are compiled with trace-loads
-  char note[512];     // first divergence seen
-  char err[1024];     // why the run stopped
-  uint64_t fault_pc;  // offset in this library of the faulting instruction
+inline constexpr uint32_t kMostBuffers = 31;  // Metal's argument table
+
+extern "C" struct MslLaunch {
+  MslKernel function;
+  void** buffers;
+  const uint64_t* buffer_bytes;  // 0: not guarded, as it lies
+  uint32_t buffer_count;
+  uint32_t threadgroups[3];
+  uint32_t threads[3];         // of a threadgroup
+  uint32_t schedule;           // the order of simdgroups and lanes: 0 forward, 1 reverse, 2 random
+  uint64_t seed;               // of the random one
+  uint32_t strict;             // a simdgroup function that only some live lanes reach is an error
+  uint32_t guard;              // on copies of the buffers that end at a page that cannot be touched
+  uint32_t threadgroup_limit;  // bytes of threadgroup memory
+  uint32_t flush_subnormals;
+  // Results.
+  uint64_t diverged;              // simdgroup functions that only some live lanes reached
+  uint64_t loaded[kMostBuffers];  // bytes of each buffer, each once a simdgroup, where loads are counted
+  char note[512];                 // the first divergence
+  char error[1024];               // why the launch ended early
+  uint64_t fault;                 // the instruction that faulted, from the beginning of its library
 };
+
+extern "C" {
+int mslrt_launch(MslLaunch* launch);
+unsigned long mslrt_launch_size(void);
+}

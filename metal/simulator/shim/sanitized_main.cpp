@@ -1,48 +1,46 @@
-// sanitized_main.cpp - runs one launch described by a job file; used for sanitizer
-// builds, which cannot be loaded into Python. Layout written by runner.py:
-//   MslLaunch | per buffer: uint64 size, bytes (16-byte aligned)
-// The file is mapped shared, so results and statistics are written in place.
+// Runs one launch that a job file describes, for builds with a sanitizer, which Python cannot load. sanitizer.py writes
+// the file: MslLaunch, then for each buffer its size (16 bytes) and its bytes, each padded to 16. It is mapped shared,
+// so that results are in it afterwards.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <cstdint>
+
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
-extern "C" {
-int mslrt_launch(void* launch);
-void MSL_ENTRY(void**, void**, const void*);
-}
-struct Head {  // the beginning of MslLaunch
-  void (*fn)(void**, void**, const void*);
-  void** bufs;
-  const uint64_t* buf_bytes;
-  uint32_t nbufs;
-};
-int main(int argc, char** argv) {
-  int fd = argc > 2 ? open(argv[1], O_RDWR) : -1;
-  struct stat st;
-  if (fd < 0 || fstat(fd, &st)) {
-    perror("job");
+
+#include "launch.h"
+
+extern "C" void msl_entry(void** buffers, const mslns::msl_thread* thread);
+
+int main(int count, char** arguments) {
+  if (count != 3) {
+    std::fprintf(stderr, "usage: program job bytes_of_launch\n");
     return 2;
   }
-  char* base = (char*)mmap(nullptr, st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (base == MAP_FAILED) {
-    perror("mmap");
+  const int file = open(arguments[1], O_RDWR);
+  struct stat status;
+  if (file < 0 || fstat(file, &status) != 0) {
+    std::perror(arguments[1]);
     return 2;
   }
-  Head* h = (Head*)base;
-  std::vector<void*> p(h->nbufs + 1);
-  std::vector<uint64_t> n(h->nbufs + 1);
-  char* at = base + atol(argv[2]);  // size of MslLaunch, rounded to 16
-  for (uint32_t i = 0; i < h->nbufs; i++) {
-    n[i] = *(uint64_t*)at;
-    p[i] = n[i] ? at + 16 : nullptr;
-    at += 16 + (n[i] + 15) / 16 * 16;
+  void* const job = mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (job == MAP_FAILED) {
+    std::perror(arguments[1]);
+    return 2;
   }
-  h->fn = MSL_ENTRY;
-  h->bufs = p.data();
-  h->buf_bytes = n.data();
-  mslrt_launch(base);
+  auto& launch = *static_cast<MslLaunch*>(job);
+  std::vector<void*> buffers(kMostBuffers);
+  std::vector<uint64_t> sizes(kMostBuffers);
+  char* at = static_cast<char*>(job) + std::atol(arguments[2]);
+  for (uint32_t i = 0; i < launch.buffer_count; ++i) {
+    sizes[i] = *reinterpret_cast<uint64_t*>(at);
+    buffers[i] = sizes[i] ? at + 16 : nullptr;
+    at += 16 + (sizes[i] + 15) / 16 * 16;
+  }
+  launch.function = msl_entry;
+  launch.buffers = buffers.data();
+  launch.buffer_bytes = sizes.data();
+  mslrt_launch(&launch);
   return 0;
 }

@@ -82,7 +82,7 @@ void finish_function(const Epilogue& epilogue, int64_t rows, float* const* y) {
   return biased ? finish_rows<F, false, true>(epilogue, rows, y) : finish_rows<F, false, false>(epilogue, rows, y);
 }
 
-void finish(const Epilogue& epilogue, int64_t rows, float* const* y) {
+inline void finish(const Epilogue& epilogue, int64_t rows, float* const* y) {
   switch (epilogue.activation->function) {
     case Function::kNone:
       return finish_function<Function::kNone>(epilogue, rows, y);
@@ -99,7 +99,7 @@ void finish(const Epilogue& epilogue, int64_t rows, float* const* y) {
   }
 }
 
-void combine(const float* weights, const float* rows, int64_t slots, int64_t columns, float* y) {
+inline void combine(const float* weights, const float* rows, int64_t slots, int64_t columns, float* y) {
   for (int64_t i = 0; i < columns; ++i) y[i] = weights[0] * rows[i];
   for (int64_t slot = 1; slot < slots; ++slot) {
     rows += columns;

@@ -19,10 +19,13 @@ namespace {
 
 template <typename Isa>
 struct VectorKernel {
-  static bool reads_packed(const Operands& operands, int64_t rows) {
+  // The only packed form (packed_row.h).
+  static constexpr PackedForms kIntegers = 1;
+
+  static PackedForms forms(const Operands& operands, int64_t rows) {
     const int64_t few =
         operands.layout == WeightLayout::kRows ? Stream<Isa, 3>::kMostRows : InterleavedStream<Isa, 3>::kMostRows;
-    return Isa::kFastDot || operands.precision != Precision::kFloat || rows <= few;
+    return Isa::kFastDot || operands.precision != Precision::kFloat || rows <= few ? kIntegers : 0;
   }
 
   static void fp4_products(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
@@ -39,11 +42,16 @@ struct VectorKernel {
   }
 
   static constexpr Kernel make(const char* name, bool (*supported)()) {
-    return {name,   supported, packed_bytes, pack<Isa>,  reads_packed, fp4_products, PlainProducts<Isa>::multiply,
-            finish, combine,   widen<Isa>,   narrow<Isa>};
+    return {name,          supported,    packed_bytes,    forms,
+            pack_integers, fp4_products, kNarrowProducts, PlainProducts<Isa>::multiply,
+            finish,        combine,      widen<Isa>,      narrow<Isa>};
   }
 
  private:
+  static void pack_integers(const Operands& operands, PackedForms, const float* row, uint8_t* packed) {
+    pack<Isa>(operands, row, packed);
+  }
+
   template <int Limbs, typename Panel>
   static void products_of(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
     if (operands.layout == WeightLayout::kRows) {

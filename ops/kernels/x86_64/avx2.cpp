@@ -1,12 +1,11 @@
 #include "kernels/x86_64/avx2.h"
+#include "kernels/x86_64/features.h"
 
 namespace onnx_moe {
 
 namespace {
 
-bool supported() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
+bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 
 }  // namespace
 

@@ -1,0 +1,77 @@
+"""Sections on time: balance by window, overlap and reuse, drift inside the run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnx_moe.routing import measures
+from onnx_moe.routing.balance import balance_of
+from onnx_moe.routing.counts import LAGS
+from onnx_moe.routing.document.load import halves_of
+from onnx_moe.routing.trace import PHASES
+
+if TYPE_CHECKING:
+    from onnx_moe.routing.profile import RoutingProfile
+
+
+def balance(profile: RoutingProfile) -> dict[str, Any]:
+    """The load-balancing value by layer and window."""
+    return {phase: _balance(profile, i) for i, phase in enumerate(PHASES)}
+
+
+def _balance(profile: RoutingProfile, phase: int) -> dict[str, Any] | None:
+    if not profile.counts["tokens"][phase].any():
+        return None
+    history = balance_of(profile.counts, phase)
+    return {
+        "basis": history.basis,
+        "per_layer": history.per_layer,
+        "window_tokens": history.window_tokens,
+        "windows": history.windows,
+        "entropy": history.entropy,
+    }
+
+
+def time_structure(profile: RoutingProfile) -> dict[str, Any]:
+    """Overlap by lag, and gaps between uses."""
+    return {phase: _time(profile, i) for i, phase in enumerate(PHASES)}
+
+
+def _time(profile: RoutingProfile, phase: int) -> dict[str, Any] | None:
+    counts = profile.counts
+    tokens = counts["tokens"][phase]
+    if not tokens.any():
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        overlap = counts["lag_shared"][phase] / (counts["lag_tokens"][phase] * counts.top_k)
+        # A token has expert e with probability r_e, and shares it with another with r_e²; of top_k experts.
+        rate = counts.counts[phase] / tokens[:, None]
+        chance = (rate**2).sum(-1) / counts.top_k
+    gaps = counts["gaps"][phase]
+    bins = int(np.flatnonzero(gaps.sum(0)).max(initial=0)) + 1
+    edges = 2 ** np.arange(bins)
+    return {
+        "lags": np.arange(1, LAGS + 1),
+        "overlap": overlap,
+        "chance": chance,
+        "reuse_edges": edges,
+        "reuse_counts": gaps[:, :bins],
+        "reuse_median": [measures.median_of_bins(edges, row[:bins]) for row in gaps],
+    }
+
+
+def drift(profile: RoutingProfile) -> dict[str, Any]:
+    """Divergence of the second half from the first."""
+    return {phase: _drift(profile, i) for i, phase in enumerate(PHASES)}
+
+
+def _drift(profile: RoutingProfile, phase: int) -> dict[str, Any] | None:
+    first, second = halves_of(profile, phase)
+    if not first.any() or not second.any():
+        return None
+    return {
+        "per_layer": measures.jensen_shannon(first, second),
+        "noise": measures.jensen_shannon_noise(first, second),
+    }

@@ -1,0 +1,177 @@
+"""Hit rates by size of cache: what a cache of experts would do with a recorded routing, policy by policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_moe.errors import InvalidInputError
+from onnx_moe.routing.cache_simulation import POLICIES, CacheSetup, simulate_cache
+from onnx_moe.routing.trace import DECODE, PREFILL, RoutingTrace
+
+Array = NDArray[Any]
+
+#: Shares of all experts at which caches are simulated, besides one token's cycle.
+SHARES = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+#: Share of the trace that fills the cache before hits are counted.
+WARMUP = 0.25
+
+
+@dataclass(frozen=True)
+class HitRates:
+    """Hit rates of a policy: of lookups (distinct experts of a call) after the warm-up, by capacity in experts [C]."""
+
+    policy: str
+    capacity: Array
+    hit_rate: Array
+
+    def least_capacity(self, hit_rate: float) -> int | None:
+        """The least capacity that reaches a hit rate, linear between those simulated; None where none does."""
+        reached = np.flatnonzero(self.hit_rate >= hit_rate)
+        if not reached.size:
+            return None
+        at = int(reached[0])
+        if at == 0:
+            return int(self.capacity[0])
+        rates, capacities = self.hit_rate[at - 1 : at + 1], self.capacity[at - 1 : at + 1]
+        # Less what rounding may add.
+        return int(np.ceil(np.interp(hit_rate, rates, capacities) - 1e-9))
+
+
+@dataclass(frozen=True)
+class HitRateCurves:
+    """The curves of a trace. tokens: replayed, of which the first warmup_tokens only fill the cache; the others made
+    so many lookups.
+    """
+
+    phase: int
+    tokens: int
+    warmup_tokens: int
+    lookups: int
+    curves: tuple[HitRates, ...]
+
+    def curve(self, policy: str) -> HitRates:
+        """The curve of a policy; InvalidInputError for one that was not simulated."""
+        for each in self.curves:
+            if each.policy == policy:
+                return each
+        raise InvalidInputError(f"policy={policy!r} was not simulated: there are {[c.policy for c in self.curves]}.")
+
+
+def token_cycle(trace: RoutingTrace) -> int:
+    """Experts that one token uses on its way through all layers: below that, a cache holds none long enough."""
+    return trace.num_layers * trace.top_k
+
+
+def layer_floor(capacity: int, num_layers: int, top_k: int) -> int:
+    """Slots that each layer keeps in a cache of `capacity` experts, as the plugin divides them."""
+    fair = capacity // num_layers
+    return 2 * top_k if 2 * top_k <= fair else min(top_k, fair)
+
+
+def decoding_calls(trace: RoutingTrace) -> tuple[RoutingTrace, int]:
+    """The decoding calls and DECODE; where there are none, the prompts' tokens one at a time and PREFILL.
+
+    A causal model routes a token alike in a prompt and alone.
+    """
+    decoding = trace.phases == DECODE
+    if bool(decoding.any()):
+        return trace.select(decoding), DECODE
+    return trace.token_by_token(), PREFILL
+
+
+def hit_rate_curves(
+    trace: RoutingTrace,
+    shares: Sequence[float] = SHARES,
+    progress: Callable[[float], None] | None = None,
+) -> HitRateCurves:
+    """Simulates every policy at each share of all experts (and at one token's cycle), and pinned experts beside them.
+
+    Only decoding counts (see `decoding_calls`): prompts pass by a cache. "belady" knows the future and starts with the
+    experts that are needed first, which bounds the others; "static" has the experts that the warm-up used most, and no
+    other comes. Raises InvalidInputError for a trace without calls.
+    """
+    if trace.num_calls == 0:
+        raise InvalidInputError("the trace holds no call: record some tokens first.")
+    calls, phase = decoding_calls(trace)
+    bank = calls.num_layers * calls.num_experts
+    least = min(token_cycle(calls), bank)
+    sizes = sorted({least} | {round(share * bank) for share in shares if round(share * bank) >= least})
+    replay = _Replay(calls)
+    jobs = [(policy, capacity) for policy in (*POLICIES, "static") for capacity in sizes]
+    rates: dict[tuple[str, int], float] = {}
+    with ThreadPoolExecutor() as pool:
+        for job, rate in zip(jobs, pool.map(replay.hit_rate, jobs), strict=True):
+            rates[job] = rate
+            if progress is not None:
+                progress(len(rates) / len(jobs))
+    curves = tuple(
+        HitRates(policy, np.array(sizes), np.array([rates[policy, size] for size in sizes]))
+        for policy in (*POLICIES, "static")
+    )
+    return HitRateCurves(phase, _tokens(calls), _tokens(replay.warmup), replay.num_lookups, curves)
+
+
+class _Replay:
+    """Decoding calls, of which the first part fills a cache and the rest counts."""
+
+    def __init__(self, calls: RoutingTrace) -> None:
+        self._calls = calls
+        first = int(calls.num_calls * WARMUP)
+        starts = np.flatnonzero(calls.layers[first:] == calls.layers[0])
+        self._first = first + int(starts[0]) if starts.size else first
+        self._tail = calls.select(slice(self._first, None))
+        self.warmup = calls.select(slice(self._first))
+        keys = np.repeat(calls.layers.astype(np.int64), np.diff(calls.offsets)) * calls.num_experts + calls.experts
+        head = int(calls.offsets[self._first])
+        self._bank = calls.num_layers * calls.num_experts
+        used = np.bincount(keys[:head], minlength=self._bank)
+        self._most_used_first = np.argsort(-used, kind="stable")
+        distinct, first_use = np.unique(keys[head:], return_index=True)
+        self._needed_first = distinct[np.argsort(first_use)]
+
+    def hit_rate(self, job: tuple[str, int]) -> float:
+        """The hit rate of (policy, capacity)."""
+        policy, capacity = job
+        if policy == "static":
+            return self._static(capacity)
+        if policy == "belady":
+            setup = CacheSetup(capacity, policy, preloaded=self._needed_first[:capacity].tolist())
+            outcomes = simulate_cache(self._tail, setup).outcomes
+        else:
+            floor = layer_floor(capacity, self._calls.num_layers, self._calls.top_k)
+            outcomes = simulate_cache(self._calls, CacheSetup(capacity, policy, floor)).outcomes
+            outcomes = outcomes[int(self._calls.offsets[self._first]) :]
+        hits, misses = int((outcomes == 1).sum()), int((outcomes == 0).sum())
+        return hits / max(hits + misses, 1)
+
+    def _static(self, capacity: int) -> float:
+        pinned = np.zeros(self._bank, bool)
+        pinned[self._most_used_first[:capacity]] = True
+        lookups = self._lookups
+        return float(pinned[lookups].mean()) if lookups.size else 0.0
+
+    @property
+    def num_lookups(self) -> int:
+        """Lookups that count."""
+        return len(self._lookups)
+
+    @cached_property
+    def _lookups(self) -> Array:
+        """Keys of the distinct experts of each call that counts."""
+        tail, sizes = self._tail, np.diff(self._tail.offsets)
+        keys = np.repeat(tail.layers.astype(np.int64), sizes) * tail.num_experts + tail.experts
+        calls = np.repeat(np.arange(tail.num_calls, dtype=np.int64), sizes)
+        result: Array = np.unique(calls * self._bank + keys) % self._bank
+        return result
+
+
+def _tokens(calls: RoutingTrace) -> int:
+    layers = max(len(np.unique(calls.layers)), 1)
+    return round(len(calls.experts) / (calls.top_k * layers))

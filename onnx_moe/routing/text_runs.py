@@ -1,0 +1,145 @@
+"""The routing of an exported decoder on text: prompts, then the text's own next tokens one at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from onnx_moe.errors import InvalidInputError
+from onnx_moe.operators import DOMAIN
+from onnx_moe.routing.profile import RoutingProfile, profile_trace
+from onnx_moe.routing.recording import Recording, record
+from onnx_moe.routing.trace import DECODE, PHASES, PREFILL
+from onnx_moe.session import InferenceSession
+
+logger = logging.getLogger(__name__)
+
+#: Expert ids that a run records at the most: 1 GiB with their weights.
+TRACE_LIMIT = 2**27
+
+#: Inputs of the operators that hold an expert's weights.
+_EXPERT_INPUTS = {"MoEExpertGemmFP4": (2, 3), "MoEBlockFP4": (4, 5, 8, 9)}
+
+
+@dataclass(frozen=True)
+class Requests:
+    """How texts become requests: each is cut into pieces of prompt_tokens + decoded_tokens, at most `most`."""
+
+    prompt_tokens: int = 128
+    decoded_tokens: int = 128
+    most: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "decoded_tokens", "most"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+
+    def of(self, tokens: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Pieces of a text [tokens], spread evenly over it; the whole text where it is shorter than one piece."""
+        size = self.prompt_tokens + self.decoded_tokens
+        pieces = min(max(len(tokens) // size, 1), self.most)
+        starts = np.linspace(0, max(len(tokens) - size, 0), pieces).astype(int)
+        return [tokens[start : start + size] for start in starts]
+
+
+def load_tokenizer(folder: str | Path) -> Callable[[str], NDArray[np.int64]]:
+    """The tokenizer of a model folder, as a function from text to token ids. InvalidInputError where there is none."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise InvalidInputError(f"a tokenizer needs transformers ({error}): pip install 'onnx-moe[torch]'.") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"{folder} holds no tokenizer ({error}): give the folder of the model that was exported."
+        ) from error
+    return lambda text: np.array(tokenizer(text)["input_ids"], np.int64)
+
+
+def profile_text(
+    model: str | Path,
+    texts: Sequence[tuple[str, NDArray[np.int64]]],
+    requests: Requests | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> RoutingProfile:
+    """Runs an exported decoder on texts (name, token ids) and profiles the routing.
+
+    model: as `onnx_moe.export` writes a causal language model. The tokens after each prompt are the text's own, fed one
+    by one through the KV cache. Raises InvalidInputError for a model of another form, or without routers.
+    """
+    from onnx_moe.generation import DecoderSession
+
+    if not texts:
+        raise InvalidInputError("there is no text to run: give at least one.")
+    session = _session(model)
+    pieces = [piece for _, tokens in texts for piece in (requests or Requests()).of(tokens)]
+    prompt_tokens = (requests or Requests()).prompt_tokens
+    decoder = DecoderSession(session)
+    with record(session) as recording:
+        for number, piece in enumerate(pieces):
+            _run(decoder, recording, piece, prompt_tokens, number)
+            if progress is not None:
+                progress("running", (number + 1) / len(pieces))
+    if recording.dropped_calls:
+        logger.warning("%d calls are not in the trace, which was full.", recording.dropped_calls)
+    return profile_trace(
+        recording.trace,
+        name=Path(model).stem,
+        expert_bytes=expert_bytes_of(model, recording.trace.num_layers),
+        source=", ".join(name for name, _ in texts),
+        dropped_calls=recording.dropped_calls,
+        progress=progress,
+    )
+
+
+def _session(model: str | Path) -> onnxruntime.InferenceSession:
+    path = Path(model)
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is not a file: give the path of an .onnx model.")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("onnx_moe.trace", "full")
+    options.add_session_config_entry("onnx_moe.trace_limit", str(TRACE_LIMIT))
+    session = InferenceSession(path, options)
+    names = {value.name for value in session.get_inputs()}
+    if not {"input_ids", "attention_mask"} <= names:
+        raise InvalidInputError(
+            f"{path} has the inputs {sorted(names)}, but a decoder's are input_ids, attention_mask and "
+            "past_key_values: export a causal language model, or record your own runs with onnx_moe.routing.record."
+        )
+    return session
+
+
+def _run(decoder: Any, recording: Recording, tokens: NDArray[np.int64], prompt_tokens: int, request: int) -> None:
+    """The prompt in one call, the other tokens in one call each."""
+    cache = decoder.empty_cache(1)
+    ends = [min(prompt_tokens, len(tokens)), *range(min(prompt_tokens, len(tokens)) + 1, len(tokens) + 1)]
+    begin = 0
+    for end in ends:
+        recording.label(phase=PHASES[DECODE if begin else PREFILL], request=request)
+        _, cache = decoder.step(tokens[None, begin:end], np.ones((1, end), np.int64), cache)
+        begin = end
+
+
+def expert_bytes_of(model: str | Path, num_layers: int) -> int | None:
+    """Bytes of one expert of a model file, a mean over its layers; None where its weights have no constant shape."""
+    graph = ir.from_proto(onnx.load(model, load_external_data=False)).graph
+    total = 0.0
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        if node.domain != DOMAIN or node.op_type not in _EXPERT_INPUTS:
+            continue
+        for index in _EXPERT_INPUTS[node.op_type]:
+            value = node.inputs[index]
+            if value is None or value.const_value is None:
+                return None
+            total += value.const_value.nbytes / int(value.const_value.shape.numpy()[0])
+    return round(total / num_layers) or None
