@@ -17,7 +17,8 @@ from bench.compiling import compile_library
 @dataclass(frozen=True)
 class Limits:
     """Medians: bytes read a second by a plain loop over the weights' own mapping, float multiply-adds (operations a
-    second), int8 dot products, products of bfloat16 tiles (0: not measured on this machine). All of all threads together.
+    second), int8 dot products, products of bfloat16 tiles (0: not measured on this machine). All of all threads
+    together.
     """
 
     read: float
