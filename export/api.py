@@ -118,7 +118,7 @@ def export(
         tell("looking for MoE layers")
         layers = find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts)
         if router_logits:
-            _check_routers(layers)
+            check_routers(layers)
         module_bytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
         tell(f"quantizing {len(layers)} MoE layers to {format}")
         with (
@@ -229,7 +229,7 @@ def _quiet() -> Iterator[None]:
         torch_logger.setLevel(level)
 
 
-def _trace(target: _Target, example: tuple[Any, ...], opset: int) -> ir.Model:
+def _trace(target: _Target, example: tuple[Any, ...], opset: int, optimize: bool = True) -> ir.Model:
     try:
         with torch.no_grad(), _quiet():
             program = torch.onnx.export(
@@ -242,6 +242,7 @@ def _trace(target: _Target, example: tuple[Any, ...], opset: int) -> ir.Model:
                 custom_translation_table=translation_table(),
                 opset_version=opset,
                 verbose=False,
+                optimize=optimize,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch.onnx.export cannot trace {type(target.module).__name__}: {error}") from error
@@ -249,7 +250,7 @@ def _trace(target: _Target, example: tuple[Any, ...], opset: int) -> ir.Model:
     return program.model
 
 
-def _check_routers(layers: list[MoELayer]) -> None:
+def check_routers(layers: list[MoELayer]) -> None:
     for layer in layers:
         if not isinstance(layer.router, RouterMatch):
             raise ExportError(

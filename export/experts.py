@@ -20,6 +20,10 @@ from onnx_moe.layout import CODE_BYTES, SCALES, interleave
 from onnx_moe.quantization import QuantizedWeights, dequantize, quantize
 
 
+#: Makes the FP4 buffers of a layer's experts.
+MakeBuffers = Callable[[MoELayer, "Quantization"], dict[str, torch.Tensor]]
+
+
 @dataclass(frozen=True)
 class Quantization:
     """How experts become FP4: arguments of `quantize`, and the nodes' accuracy_level and weight_layout."""
@@ -75,16 +79,24 @@ def _split_shared(layer: MoELayer) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     )
 
 
-def _quantize_parts(quantization: Quantization, parts: list[torch.Tensor], what: str) -> dict[str, torch.Tensor]:
-    """Buffers weights, scales and global_scale of all experts."""
+def lay_out(buffers: dict[str, torch.Tensor], quantization: Quantization) -> dict[str, torch.Tensor]:
+    """Weights and scales, row by row, in the weight_layout that is asked for."""
+    if quantization.weight_layout != "interleaved":
+        return buffers
+    return {
+        "weights": interleave(buffers["weights"], CODE_BYTES),
+        "scales": interleave(buffers["scales"], SCALES),
+    }
+
+
+def quantize_parts(quantization: Quantization, parts: list[torch.Tensor], what: str) -> dict[str, torch.Tensor]:
+    """Buffers weights, scales and global_scale of the experts in `parts`."""
     quantized = [quantization.apply(part, what) for part in parts]
     buffers = {
         "weights": torch.cat([torch.from_numpy(part.weights) for part in quantized]),
         "scales": torch.cat([torch.from_numpy(part.scales) for part in quantized]),
     }
-    if quantization.weight_layout == "interleaved":
-        buffers["weights"] = interleave(buffers["weights"], CODE_BYTES)
-        buffers["scales"] = interleave(buffers["scales"], SCALES)
+    buffers = lay_out(buffers, quantization)
     if quantized[0].global_scale is not None:
         scales = [torch.from_numpy(part.global_scale) for part in quantized if part.global_scale is not None]
         buffers["global_scale"] = torch.cat(scales)
@@ -102,7 +114,7 @@ def _bias(projection: Projection) -> torch.Tensor | None:
     return None if projection.bias is None else projection.bias.detach().float()
 
 
-def _gate_first(rows: torch.Tensor) -> torch.Tensor:
+def gate_first(rows: torch.Tensor) -> torch.Tensor:
     """Weights [E, N, K] or bias [E, N] with the even rows, the gate's, before the odd ones."""
     return torch.cat((rows[:, 0::2], rows[:, 1::2]), dim=1)
 
@@ -115,17 +127,22 @@ def _activation(layer: MoELayer, quantization: Quantization) -> dict[str, Any]:
     return activation
 
 
-def _experts_buffers(layer: MoELayer, quantization: Quantization) -> dict[str, torch.Tensor]:
+def moves_gate(layer: MoELayer, quantization: Quantization) -> bool:
+    """Whether the gate's rows, interleaved with the others in the module, are written before them."""
+    return bool(layer.experts.activation.get("gate_layout") != _activation(layer, quantization).get("gate_layout"))
+
+
+def experts_buffers(layer: MoELayer, quantization: Quantization) -> dict[str, torch.Tensor]:
+    """The FP4 buffers of a layer's experts: up_weights, up_scales, up_global_scale, up_bias, and the same of down."""
     up, down = _routed_and_shared(layer)
-    moves_gate = layer.experts.activation.get("gate_layout") != _activation(layer, quantization).get("gate_layout")
     buffers = {}
     for name, parts, projection in (("up", up, layer.experts.up), ("down", down, layer.experts.down)):
         what = f"{layer.path or 'the module'}: {name} projection"
         bias = _bias(projection)
-        if name == "up" and moves_gate:
-            parts = [_gate_first(part) for part in parts]
-            bias = None if bias is None else _gate_first(bias)
-        for key, value in _quantize_parts(quantization, parts, what).items():
+        if name == "up" and moves_gate(layer, quantization):
+            parts = [gate_first(part) for part in parts]
+            bias = None if bias is None else gate_first(bias)
+        for key, value in quantize_parts(quantization, parts, what).items():
             buffers[f"{name}_{key}"] = value
         if bias is not None:
             buffers[f"{name}_bias"] = bias
@@ -182,12 +199,19 @@ def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[[torch.Tensor],
 
 @contextmanager
 def fp4_experts(
-    layers: list[MoELayer], quantization: Quantization, advance: Callable[[MoELayer], None]
+    layers: list[MoELayer],
+    quantization: Quantization,
+    advance: Callable[[MoELayer], None],
+    make_buffers: MakeBuffers | None = None,
 ) -> Iterator[None]:
-    """Gives each layer FP4 experts and, where its family is known, MoERouter, inside the block."""
+    """Gives each layer FP4 experts and, where its family is known, MoERouter, inside the block.
+
+    make_buffers: makes the buffers of a layer's experts, up_weights, up_scales and so on; quantises them by default.
+    """
+    make_buffers = make_buffers or experts_buffers
     with ExitStack() as stack:
         for layer in layers:
-            buffers = _experts_buffers(layer, quantization)
+            buffers = make_buffers(layer, quantization)
             stack.enter_context(replace_parameters(layer.experts_module, buffers, _projection_tensors(layer)))
             stack.enter_context(replace_forward(layer.experts_module, _run_experts(layer, quantization)))
             if isinstance(layer.router, RouterMatch) and layer.router_module is not None:
