@@ -19,7 +19,6 @@ from onnx_moe.formats import get_format
 from onnx_moe.layout import CODE_BYTES, SCALES, interleave
 from onnx_moe.quantization import QuantizedWeights, dequantize, quantize
 
-
 #: Makes the FP4 buffers of a layer's experts.
 MakeBuffers = Callable[[MoELayer, "Quantization"], dict[str, torch.Tensor]]
 

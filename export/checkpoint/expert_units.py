@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -43,8 +41,8 @@ def checkpoint_format(sources: dict[str, ParameterSource]) -> str | None:
             formats.setdefault(found, name)
     if len(formats) > 1:
         raise CheckpointError(
-            f"The experts are in several FP4 formats ({', '.join(f'{found}: {name}' for found, name in formats.items())}"
-            "): a model has one; use the checkpoint in bfloat16."
+            f"The experts are in several FP4 formats ({', '.join(map(': '.join, formats.items()))}): a model has one; "
+            "use the checkpoint in bfloat16."
         )
     return next(iter(formats), None)
 
@@ -101,33 +99,35 @@ class ExpertWeights:
         units: dict[str, Unit] = dict.fromkeys(outputs, unit)
         if projection.bias is not None:
             bias = Output(f"{prefix}_bias", torch.float32, tuple(projection.bias.shape))
-            units["bias"] = DenseUnit(
-                self._source(projection.bias, layer), bias, change=gate_first if moved else None
-            )
+            units["bias"] = DenseUnit(self._source(projection.bias, layer), bias, change=gate_first if moved else None)
         return units
 
     def _source(self, parameter: torch.Tensor, layer: MoELayer) -> ParameterSource:
         if id(parameter) not in self._sources:
             raise CheckpointError(
-                f"{layer.path}: its adapter describes tensors that are no parameters of the module, so that they cannot "
-                "be found in a checkpoint: export the loaded model with onnx_moe.export instead."
+                f"{layer.path}: its adapter describes tensors that are no parameters of the module, so that they "
+                "cannot be found in a checkpoint: export the loaded model with onnx_moe.export instead."
             )
         return self._sources[id(parameter)]
 
     def _with_shared(
-        self, read: ReadExperts, routed: int, layer: MoELayer, shared: SharedExpert, name: str, quantization: Quantization
+        self,
+        read: ReadExperts,
+        routed: int,
+        layer: MoELayer,
+        shared: SharedExpert,
+        name: str,
+        quantization: Quantization,
     ) -> ReadExperts:
         """Experts from `routed` on are the shared ones, quantised from their own tensors."""
         parameters = (shared.gate, shared.up) if name == "up" else (shared.down,)
         sources = [self._source(parameter, layer) for parameter in parameters]
-        slice_of: Callable[[torch.Tensor, int], torch.Tensor] = (
-            lambda matrix, index: matrix.chunk(shared.count, 0 if name == "up" else 1)[index]
-        )
+        axis = 0 if name == "up" else 1  # along which a matrix holds one shared expert after the other
 
         def read_all(index: int) -> dict[str, torch.Tensor]:
             if index < routed:
                 return read(index)
-            matrix = torch.cat([slice_of(source.read(), index - routed) for source in sources])
+            matrix = torch.cat([source.read().chunk(shared.count, axis)[index - routed] for source in sources])
             what = f"{layer.path}: shared expert {index - routed}, {name} projection"
             return quantize_parts(quantization, [matrix[None]], what)
 

@@ -104,8 +104,8 @@ class CheckpointFiles:
             row_bytes = nbytes // shape[0]
             shape, offset, nbytes = (len(rows), *shape[1:]), offset + rows.start * row_bytes, len(rows) * row_bytes
         buffer = np.empty(nbytes, np.uint8)
-        self._fill(tensor.file, memoryview(buffer), offset)
-        digest = hashlib.sha256(buffer).hexdigest()
+        self._fill(tensor.file, buffer.data, offset)
+        digest = hashlib.sha256(buffer.data).hexdigest()
         with self._lock:
             self.digests[f"{tensor.name}:{rows.start if rows else 0}"] = digest
         return torch.from_numpy(buffer).view(tensor.dtype).reshape(shape)
@@ -154,7 +154,9 @@ def _locate(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+        return Path(
+            snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
+        )
     except Exception as error:  # its own, requests', the operating system's: whatever says that it is not to be had
         raise CheckpointError(
             f"{source} is no folder here and cannot be had from the Hugging Face hub ({type(error).__name__}): check "
@@ -195,7 +197,9 @@ def _find_shards(folder: Path) -> list[Path]:
     for name in names:
         # Lexically: the hub's cache is made of symbolic links that lead out of the folder.
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise CheckpointError(f"{index} names the file {name!r}, outside of the checkpoint's folder: do not trust it.")
+            raise CheckpointError(
+                f"{index} names the file {name!r}, outside of the checkpoint's folder: do not trust it."
+            )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(

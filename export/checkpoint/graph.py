@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxscript.optimizer
 import onnxscript.rewriter.onnx_fusions
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 
 from onnx_moe.errors import CheckpointError
 from onnx_moe.export.api import ExportedLayer, _describe, _evaluating, _target, _trace, check_routers
@@ -98,9 +98,7 @@ def _attach(pending: PendingModel, sources: dict[str, ParameterSource]) -> None:
 
 def _lazy(unit: Unit, name: str) -> ir.LazyTensor:
     output = next(output for output in unit.outputs if output.name == name)
-    return ir.LazyTensor(
-        lambda: materialise(unit)[name], dtype=output.ir_type, shape=ir.Shape(output.shape), name=name
-    )
+    return ir.LazyTensor(lambda: materialise(unit)[name], dtype=output.ir_type, shape=ir.Shape(output.shape), name=name)
 
 
 def materialise(unit: Unit) -> dict[str, ir.TensorProtocol]:

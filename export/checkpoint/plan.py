@@ -55,7 +55,9 @@ class Plan:
         digest = hashlib.sha256()
         for shard in self.shards:
             for name, place in shard.places.items():
-                digest.update(f"{shard.name} {name} {place.offset} {place.output.dtype} {place.output.shape}\n".encode())
+                digest.update(
+                    f"{shard.name} {name} {place.offset} {place.output.dtype} {place.output.shape}\n".encode()
+                )
         return digest.hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def _first_line(error: Exception) -> str:
 
 
 def make_fake(model: Any) -> FakeTensorMode:
-    """Replaces parameters without values by fake ones, which a trace takes for tensors on the CPU; returns their mode."""
+    """Replaces parameters without values by fake ones, for a trace tensors on the CPU; returns their mode."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
@@ -94,7 +94,10 @@ def make_fake(model: Any) -> FakeTensorMode:
 @contextmanager
 def without_experts(model: torch.nn.Module) -> Iterator[None]:
     """The experts give zeros inside the block: what they compute takes weights, and nobody asks for it yet."""
-    zeros: Callable[..., torch.Tensor] = lambda hidden_states, *_arguments, **_keywords: torch.zeros_like(hidden_states)
+
+    def zeros(hidden_states: torch.Tensor, *_arguments: Any, **_keywords: Any) -> torch.Tensor:
+        return torch.zeros_like(hidden_states)
+
     with ExitStack() as stack:
         for module in model.modules():
             if find_adapter(module) is not None:

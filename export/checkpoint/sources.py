@@ -61,7 +61,7 @@ class ParameterSource:
         return self._expert(expert, lambda weight, rows: weight.read(self.files, rows))
 
     def read_expert_codes(self, expert: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
-        """FP4 weights as they are: codes [1, N, K/2], scales [1, N, K/block], the global scale of each piece of rows."""
+        """FP4 as it is: codes [1, N, K/2], scales [1, N, K/block], the global scale of each piece of rows."""
         codes = self._expert(expert, lambda weight, rows: _fp4(weight).read_codes(self.files, rows))
         scales = self._expert(expert, lambda weight, rows: _fp4(weight).read_scales(self.files, rows))
         return codes, scales, [_fp4(weight).read_global_scale(self.files) for weight in self._of_expert(expert)]

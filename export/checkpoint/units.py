@@ -67,7 +67,7 @@ class Unit(Protocol):
 
 @dataclass(frozen=True)
 class DenseUnit:
-    """A parameter cast to the element type of `output`; transposed, if the graph takes it so; with `change` made to it."""
+    """A parameter in the element type of `output`; transposed, if the graph takes it so; with `change` made to it."""
 
     source: ParameterSource
     output: Output

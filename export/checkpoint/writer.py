@@ -86,7 +86,7 @@ def _write_shard(shard: Shard, path: Path, pool: ThreadPoolExecutor, gate: _Memo
             os.ftruncate(descriptor, shard.nbytes)
 
         def write(name: str, offset: int, data: np.ndarray[Any, Any]) -> None:
-            _write_fully(descriptor, memoryview(data.reshape(-1).view(np.uint8)), shard.places[name].offset + offset)
+            _write_fully(descriptor, data.reshape(-1).view(np.uint8).data, shard.places[name].offset + offset)
 
         def run(job: Job) -> None:
             with gate.hold(job.memory_bytes):
