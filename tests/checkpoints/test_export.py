@@ -107,7 +107,7 @@ def test_the_manifest_is_true(exported: CheckpointReport) -> None:
     assert manifest["options"]["format"] == "mxfp4"
     assert manifest["versions"]["torch"] == torch.__version__
     assert manifest["source"]["bytes"] == exported.source_bytes
-    assert manifest["layers"][0]["router"] == "softmax, normalized"
+    assert manifest["layers"][0]["router"] == "softmax"
 
 
 def test_half_precision(exported: CheckpointReport, tmp_path: Path) -> None:
