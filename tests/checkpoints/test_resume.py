@@ -164,9 +164,7 @@ def test_a_weight_that_is_no_number(checkpoint: Path, tmp_path: Path) -> None:
     tensors = load_tensors(damaged)
     tensors["model.layers.0.mlp.experts.3.up_proj.weight"][2, 5] = torch.nan
     save_tensors(damaged, tensors)
-    with pytest.raises(
-        ValueError, match=r"gate_up_proj, expert 3: .*weights hold nan at row 66"
-    ):
+    with pytest.raises(ValueError, match=r"gate_up_proj, expert 3: .*weights hold nan at row 66"):
         export_checkpoint(damaged, tmp_path / "out", _OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
