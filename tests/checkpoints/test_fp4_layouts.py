@@ -64,7 +64,7 @@ def _compressed_tensors(scheme_name: str, compressor_module: str, compressor: st
 
 
 def _modelopt(weight: torch.Tensor) -> Encoded:
-    """By hand, with the names that ModelOpt exports; the numbers are torchao's two-level NVFP4, the same as ModelOpt's."""
+    """By hand, with the names that ModelOpt exports; the numbers are torchao's two-level NVFP4, the same ones."""
     from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
 
     global_scale = per_tensor_amax_to_scale(weight.abs().max())
@@ -174,9 +174,8 @@ def test_bytes_are_kept(name: str, tmp_path: Path) -> None:
                 [tensor.view(torch.uint8) for tensor in matrix.tensors.values() if tensor.ndim == 2]
                 for matrix in wanted
             ]
-            stored = {
-                tuple(tensor.shape): tensor for tensor in (torch.cat(group) for group in zip(*pairs, strict=True))
-            }
+            joined = [torch.cat(group) for group in zip(*pairs, strict=True)]
+            stored = {tuple(tensor.shape): tensor for tensor in joined}
             assert torch.equal(codes[0], stored[tuple(codes[0].shape)])
             assert torch.equal(scales[0], stored[tuple(scales[0].shape)])
             rows = codes.shape[1] // len(wanted)
