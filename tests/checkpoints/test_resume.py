@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import pytest
 import torch
 
@@ -20,41 +19,17 @@ from onnx_moe.errors import CheckpointError
 from onnx_moe.export.checkpoint import CheckpointOptions, export_checkpoint, writer
 from onnx_moe.export.checkpoint import api as checkpoint_api
 from onnx_moe.export.checkpoint.files import CheckpointFiles, StoredTensor
-from onnx_moe.export.checkpoint.graph import PendingModel
-from onnx_moe.export.checkpoint.sources import ParameterSource
-from onnx_moe.export.checkpoint.units import DenseUnit, ExpertsUnit, Output, Unit, expert_outputs, quantized_reader
-from onnx_moe.export.experts import Quantization
 
 from .folders import load_tensors, save_tensors, write_checkpoint
+from .weights_only import graph_of_weights
 
 _OPTIONS = CheckpointOptions(shard_bytes=150_000)
-
-
-def _graph_of_weights(
-    _model: Any, sources: dict[str, ParameterSource], quantization: Quantization, _options: Any
-) -> PendingModel:
-    units: dict[str, Unit] = {}
-    for name, source in sources.items():
-        if len(source.shape) == 3:
-            outputs = expert_outputs(name, *source.shape, quantization, 1)
-            read = quantized_reader(source, False, False, quantization, name)
-            unit = ExpertsUnit(outputs, source.position, source.shape[0], source.nbytes // source.shape[0], read)
-            units |= dict.fromkeys((output.name for output in outputs.values()), unit)
-        else:
-            units[name] = DenseUnit(source, Output(name, torch.float32, source.shape))
-    initializers = [
-        ir.Value(name=output.name, shape=ir.Shape(output.shape), type=ir.TensorType(output.ir_type))
-        for unit in {id(unit): unit for unit in units.values()}.values()
-        for output in unit.outputs
-    ]
-    graph = ir.Graph([], [], nodes=[], initializers=initializers, opset_imports={"": 21})
-    return PendingModel(ir.Model(graph, ir_version=10), (), units)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _without_trace() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint_api, "trace_model", _graph_of_weights)
+        patch.setattr(checkpoint_api, "trace_model", graph_of_weights)
         yield
 
 
