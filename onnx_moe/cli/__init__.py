@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from onnx_moe.cli.convert import convert
 from onnx_moe.cli.demo import demo
 from onnx_moe.cli.doctor import doctor
 from onnx_moe.cli.export import export
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(export)
+app.command()(convert)
 app.command()(inspect)
 app.command()(doctor)
 
