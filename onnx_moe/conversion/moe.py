@@ -29,7 +29,7 @@ def check_moe(node: ir.Node) -> None:
     fusion = node.attributes.get_int("swiglu_fusion", 0)
     if activation == "swiglu" and fusion != 1:
         raise InvalidModelError(
-            f"{name} has swiglu_fusion={fusion}, but only 1, gate and up row by row, is converted, as it is the only one "
+            f"{name} has swiglu_fusion={fusion}, but only 1, gate and up row by row, is converted: it is the only one "
             "that ONNX Runtime's CPU computes."
         )
     if node_input(node, _THIRD) is not None:
