@@ -20,7 +20,7 @@ from onnx_moe.export.calibration import CalibratedLayer, calibrate_layers, calib
 from onnx_moe.export.decoder import find_decoder, make_decoder
 from onnx_moe.export.dense import check_dense, quantize_dense
 from onnx_moe.export.discovery import MoELayer, find_layers
-from onnx_moe.export.experts import Quantization, decoded_experts, fp4_experts
+from onnx_moe.export.experts import Quantization, decoded_experts, experts_buffers, fp4_experts
 from onnx_moe.export.finish import add_metadata, prepare_folder, save, tidy
 from onnx_moe.export.patching import in_float32
 from onnx_moe.export.routers import RouterMatch
@@ -134,13 +134,16 @@ def export(
         tell("looking for MoE layers")
         layers = find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts)
         if router_logits:
-            _check_routers(layers)
+            check_routers(layers)
         module_bytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
         calibrated = _calibrate(target, module, layers, quantization, calibrate, tell)
         tell(f"quantizing {len(layers)} MoE layers to {format}")
         with (
             fp4_experts(
-                layers, quantization, lambda layer: tell(f"quantized {layer.path or 'the experts'}"), calibrated
+                layers,
+                quantization,
+                lambda layer: tell(f"quantized {layer.path or 'the experts'}"),
+                lambda layer, how: experts_buffers(layer, how, calibrated.get(layer.path)),
             ),
             in_float32(target.module, target.example) as example,
         ):
@@ -282,7 +285,7 @@ def _quiet() -> Iterator[None]:
         torch_logger.setLevel(level)
 
 
-def _trace(target: _Target, example: tuple[Any, ...], opset: int) -> ir.Model:
+def _trace(target: _Target, example: tuple[Any, ...], opset: int, optimize: bool = True) -> ir.Model:
     try:
         with torch.no_grad(), _quiet():
             program = torch.onnx.export(
@@ -295,6 +298,7 @@ def _trace(target: _Target, example: tuple[Any, ...], opset: int) -> ir.Model:
                 custom_translation_table=translation_table(),
                 opset_version=opset,
                 verbose=False,
+                optimize=optimize,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch.onnx.export cannot trace {type(target.module).__name__}: {error}") from error
@@ -302,7 +306,7 @@ def _trace(target: _Target, example: tuple[Any, ...], opset: int) -> ir.Model:
     return program.model
 
 
-def _check_routers(layers: list[MoELayer]) -> None:
+def check_routers(layers: list[MoELayer]) -> None:
     for layer in layers:
         if not isinstance(layer.router, RouterMatch):
             raise ExportError(

@@ -13,7 +13,7 @@ import torch
 from onnx_moe.errors import ExportError
 from onnx_moe.export.adapters import find_adapter
 from onnx_moe.export.layers import ExpertLayer, SharedExpert
-from onnx_moe.export.patching import replace_forward
+from onnx_moe.export.patching import is_weightless, random_copy, replace_forward
 from onnx_moe.export.routers import NoMatch, RouterMatch, match_router
 
 logger = logging.getLogger("onnx_moe")
@@ -170,7 +170,9 @@ def _find_shared_expert(block: torch.nn.Module, layer: MoELayer) -> None:
         return
     if activation.get("gate_layout") != "concatenated" or layer.experts.up.transposed:
         return
-    if not _is_added(block, layer, shared) or not _same_activation(shared, linear, activation):
+    probe = random_copy(block, layer.experts_module) if is_weightless(block) else block
+    experts = probe.get_submodule(layer.path.rpartition(".")[2])
+    if not _is_added(probe, experts) or not _same_activation(probe.shared_experts, activation):
         logger.info("%s: the shared experts stay ordinary ops: the block does more than add them.", layer.path)
         return
     layer.shared_module = shared
@@ -178,9 +180,10 @@ def _find_shared_expert(block: torch.nn.Module, layer: MoELayer) -> None:
     layer.shared = SharedExpert(gate, up, down, gate.shape[0] // rows)
 
 
-def _is_added(block: torch.nn.Module, layer: MoELayer, shared: torch.nn.Module) -> bool:
+def _is_added(block: Any, experts: torch.nn.Module) -> bool:
     """Whether block(x) = routed(x) + shared(x): tried with made-up routed experts."""
-    hidden_size = layer.experts.down.matrix.shape[1]
+    shared = block.shared_experts
+    hidden_size = shared.down_proj.weight.shape[0]
     generator = torch.Generator().manual_seed(2)
     parameter = next(shared.parameters())
     x = torch.randn(1, 3, hidden_size, generator=generator).to(parameter.dtype)
@@ -190,12 +193,13 @@ def _is_added(block: torch.nn.Module, layer: MoELayer, shared: torch.nn.Module) 
         return routed
 
     try:
-        with torch.no_grad(), replace_forward(layer.experts_module, made_up):
+        with torch.no_grad(), replace_forward(experts, made_up):
             output = block(x)
             with replace_forward(shared, lambda *_arguments, **_keywords: 0):
                 block(x)  # as it will run once its shared experts ride with the others
     except Exception as error:  # a block may want other inputs, or more of its shared experts than a sum
-        logger.info("%s: the block does not run on hidden states and routed experts alone: %s.", layer.path, error)
+        name = type(block).__name__
+        logger.info("%s does not run on hidden states and routed experts alone: %s.", name, error)
         return False
     output = output[0] if isinstance(output, tuple) else output
     with torch.no_grad():
@@ -203,13 +207,13 @@ def _is_added(block: torch.nn.Module, layer: MoELayer, shared: torch.nn.Module) 
     return bool(torch.allclose(output, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())))
 
 
-def _same_activation(shared: Any, linear: list[torch.nn.Module], activation: dict[str, Any]) -> bool:
+def _same_activation(shared: Any, activation: dict[str, Any]) -> bool:
     """Whether the shared expert is down(act(gate) · up) with the routed experts' activation."""
     from onnx_moe.operators import expert_gemm_attributes
     from onnx_moe.reference.expert_gemm import activate
 
-    gate, up, down = linear
-    x = torch.randn(3, gate.weight.shape[1], generator=torch.Generator().manual_seed(3)).to(gate.weight.dtype)  # type: ignore[arg-type, index]
+    gate, up, down = shared.gate_proj, shared.up_proj, shared.down_proj
+    x = torch.randn(3, gate.weight.shape[1], generator=torch.Generator().manual_seed(3)).to(gate.weight.dtype)
     with torch.no_grad():
         products = torch.cat([gate(x), up(x)], dim=-1)
         expected = down(activate(products, expert_gemm_attributes(activation)))

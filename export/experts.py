@@ -24,6 +24,9 @@ from onnx_moe.quantization import QuantizedWeights, dequantize, quantize
 
 Rows = TypeVar("Rows", torch.Tensor, NDArray[Any])
 
+#: Makes the FP4 buffers of a layer's experts.
+MakeBuffers = Callable[[MoELayer, "Quantization"], dict[str, torch.Tensor]]
+
 
 class FP4Parts(Protocol):
     """Experts of a layer in FP4: parts along the experts, the routed ones, then the shared ones."""
@@ -91,15 +94,28 @@ def _split_shared(layer: MoELayer) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     )
 
 
+def lay_out(buffers: dict[str, torch.Tensor], quantization: Quantization) -> dict[str, torch.Tensor]:
+    """Weights and scales, row by row, in the weight_layout that is asked for."""
+    if quantization.weight_layout != "interleaved":
+        return buffers
+    return {
+        "weights": interleave(buffers["weights"], CODE_BYTES),
+        "scales": interleave(buffers["scales"], SCALES),
+    }
+
+
+def quantize_parts(quantization: Quantization, parts: list[torch.Tensor], what: str) -> dict[str, torch.Tensor]:
+    """Buffers weights, scales and global_scale of the experts in `parts`."""
+    return _fp4_buffers(quantization, [quantization.apply(part, what) for part in parts])
+
+
 def _fp4_buffers(quantization: Quantization, quantized: list[QuantizedWeights]) -> dict[str, torch.Tensor]:
     """Buffers weights, scales and global_scale of all experts."""
     buffers = {
         "weights": torch.cat([torch.from_numpy(part.weights) for part in quantized]),
         "scales": torch.cat([torch.from_numpy(part.scales) for part in quantized]),
     }
-    if quantization.weight_layout == "interleaved":
-        buffers["weights"] = interleave(buffers["weights"], CODE_BYTES)
-        buffers["scales"] = interleave(buffers["scales"], SCALES)
+    buffers = lay_out(buffers, quantization)
     if quantized[0].global_scale is not None:
         scales = [torch.from_numpy(part.global_scale) for part in quantized if part.global_scale is not None]
         buffers["global_scale"] = torch.cat(scales)
@@ -117,18 +133,23 @@ def _bias(projection: Projection) -> torch.Tensor | None:
     return None if projection.bias is None else projection.bias.detach().float()
 
 
-def _gate_first(rows: Rows) -> Rows:
+def gate_first(rows: Rows) -> Rows:
     """Codes or scales [E, N, ...] or bias [E, N] with the even rows, the gate's, before the odd ones."""
     order = [*range(0, rows.shape[1], 2), *range(1, rows.shape[1], 2)]
     return rows[:, order]
 
 
 def _activation(layer: MoELayer, quantization: Quantization) -> dict[str, Any]:
-    """Attributes of the first product for the rows as `_experts_buffers` orders them."""
+    """Attributes of the first product for the rows as `experts_buffers` orders them."""
     activation = layer.experts.activation
     if activation.get("gate_layout") == quantization.weight_layout == "interleaved":
         return {**activation, "gate_layout": "concatenated"}
     return activation
+
+
+def moves_gate(layer: MoELayer, quantization: Quantization) -> bool:
+    """Whether the gate's rows, interleaved with the others in the module, are written before them."""
+    return bool(layer.experts.activation.get("gate_layout") != _activation(layer, quantization).get("gate_layout"))
 
 
 def _quantized_parts(layer: MoELayer, quantization: Quantization) -> dict[str, list[QuantizedWeights]]:
@@ -140,18 +161,22 @@ def _quantized_parts(layer: MoELayer, quantization: Quantization) -> dict[str, l
     }
 
 
-def _experts_buffers(
-    layer: MoELayer, quantization: Quantization, parts: dict[str, list[QuantizedWeights]]
+def experts_buffers(
+    layer: MoELayer, quantization: Quantization, ready: FP4Parts | None = None
 ) -> dict[str, torch.Tensor]:
-    moves_gate = layer.experts.activation.get("gate_layout") != _activation(layer, quantization).get("gate_layout")
+    """The FP4 buffers of a layer's experts: up_weights, up_scales, up_global_scale, up_bias, and the same of down.
+
+    ready: the experts in FP4, where they are not to be quantised by `quantization`'s rule.
+    """
+    parts = _quantized_parts(layer, quantization) if ready is None else {"up": ready.up, "down": ready.down}
     buffers = {}
     for name, projection in (("up", layer.experts.up), ("down", layer.experts.down)):
         quantized, bias = parts[name], _bias(projection)
-        if name == "up" and moves_gate:
+        if name == "up" and moves_gate(layer, quantization):
             quantized = [
-                replace(part, weights=_gate_first(part.weights), scales=_gate_first(part.scales)) for part in quantized
+                replace(part, weights=gate_first(part.weights), scales=gate_first(part.scales)) for part in quantized
             ]
-            bias = None if bias is None else _gate_first(bias)
+            bias = None if bias is None else gate_first(bias)
         for key, value in _fp4_buffers(quantization, quantized).items():
             buffers[f"{name}_{key}"] = value
         if bias is not None:
@@ -217,17 +242,12 @@ def fp4_experts(
     layers: list[MoELayer],
     quantization: Quantization,
     advance: Callable[[MoELayer], None],
-    calibrated: Mapping[str, FP4Parts],
+    make_buffers: MakeBuffers = experts_buffers,
 ) -> Iterator[None]:
-    """Gives each layer FP4 experts and, where its family is known, MoERouter, inside the block.
-
-    calibrated: experts that are in FP4 already, by the path of their layer.
-    """
+    """Gives each layer FP4 experts and, where its family is known, MoERouter, inside the block."""
     with ExitStack() as stack:
         for layer in layers:
-            ready = calibrated.get(layer.path)
-            parts = {"up": ready.up, "down": ready.down} if ready is not None else _quantized_parts(layer, quantization)
-            buffers = _experts_buffers(layer, quantization, parts)
+            buffers = make_buffers(layer, quantization)
             stack.enter_context(replace_parameters(layer.experts_module, buffers, _projection_tensors(layer)))
             stack.enter_context(replace_forward(layer.experts_module, _run_experts(layer, quantization)))
             if isinstance(layer.router, RouterMatch) and layer.router_module is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -69,6 +70,20 @@ def replace_data(values: dict[torch.Tensor, torch.Tensor]) -> Iterator[None]:
 def is_weightless(module: torch.nn.Module) -> bool:
     """Whether `module` has parameters that hold no values: on the meta device, or fake."""
     return any(parameter.is_meta or isinstance(parameter, FakeTensor) for parameter in module.parameters())
+
+
+def random_copy(module: torch.nn.Module, without: torch.nn.Module | None = None) -> Any:
+    """A copy of a weightless `module` with random parameters on the CPU; those of its submodule `without` stay."""
+    kept = set() if without is None else {id(parameter) for parameter in without.parameters()}
+    generator = torch.Generator().manual_seed(4)
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        if id(parameter) in kept:
+            memo[id(parameter)] = parameter
+        else:
+            values = torch.randn(parameter.shape, generator=generator) * 0.1
+            memo[id(parameter)] = torch.nn.Parameter(values.to(parameter.dtype), requires_grad=False)
+    return copy.deepcopy(module, memo)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from onnx_moe.errors import OnnxMoeError
+from onnx_moe.export.patching import is_weightless, random_copy
 from onnx_moe.reference.router import router
 
 logger = logging.getLogger("onnx_moe")
@@ -175,7 +176,8 @@ def _correction_argument(module: torch.nn.Module) -> str | None:
 
 
 def _random_copy(module: torch.nn.Module) -> torch.nn.Module:
-    probe = copy.deepcopy(module).float().eval()
+    probe = random_copy(module) if is_weightless(module) else copy.deepcopy(module)
+    probe = probe.float().eval()
     generator = torch.Generator().manual_seed(0)
     for tensor in itertools.chain(probe.parameters(), probe.buffers()):
         if tensor.is_floating_point():

@@ -25,3 +25,7 @@ class ExportError(OnnxMoeError):
 
 class LibraryError(OnnxMoeError):
     """The native library is missing, does not load, or does not fit the runtime."""
+
+
+class CheckpointError(ExportError):
+    """A checkpoint is incomplete, damaged, or of a form that cannot be exported."""

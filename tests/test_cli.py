@@ -119,5 +119,5 @@ def test_errors_are_one_line(
 
 def test_help_names_every_command() -> None:
     output = _invoke("--help")
-    for command in ("demo", "export", "inspect", "doctor"):
+    for command in ("demo", "export", "convert", "inspect", "doctor"):
         assert re.search(rf"\b{command}\b", output)

@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 
 from onnx_moe.cli.accuracy import accuracy
 from onnx_moe.cli.bench import bench
+from onnx_moe.cli.convert import convert
 from onnx_moe.cli.demo import demo
 from onnx_moe.cli.doctor import doctor
 from onnx_moe.cli.export import export
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(export)
+app.command()(convert)
 app.command()(generate)
 app.command()(inspect)
 app.command()(doctor)

@@ -26,14 +26,17 @@ _HYBRID_TYPE = "qwen3_5_text"
 _TEMPLATES = {"key": "key", "value": "value", "conv_state": "conv", "recurrent_state": "recurrent"}
 
 
-def write_genai_config(folder: Path, model_name: str = MODEL_NAME) -> Path:
+def write_genai_config(folder: Path, model_name: str = MODEL_NAME, config: Mapping[str, Any] | None = None) -> Path:
     """Writes genai_config.json into `folder`, made from its model, config.json and generation_config.json, and puts
     the plugin beside it: onnxruntime-genai loads libraries from there only. Returns the file's path.
 
+    config: with every value that config.json leaves to the architecture's default; by default just what it holds.
     Raises InvalidModelError when onnxruntime-genai cannot run the model, and says why.
     """
     library = _native.library_path()
-    config, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
+    if config is None:
+        config = read_json(folder / "config.json")
+    generation = read_json(folder / "generation_config.json")
     content = make_genai_config(ir.load(folder / model_name), config, generation, library.name, model_name)
     shutil.copy2(library, folder / library.name)
     path = folder / CONFIG_NAME

@@ -1,0 +1,229 @@
+"""`export_checkpoint`: a checkpoint of any size → a folder that ONNX Runtime and onnxruntime-genai run."""
+
+from __future__ import logging
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as ir
+import torch
+
+from onnx_moe.errors import CheckpointError, InvalidModelError, OnnxMoeError
+from onnx_moe.export.api import ExportedLayer
+from onnx_moe.export.checkpoint.encodings import find_weights
+from onnx_moe.export.checkpoint.expert_units import checkpoint_format
+from onnx_moe.export.checkpoint.files import CheckpointFiles, open_checkpoint
+from onnx_moe.export.checkpoint.graph import GraphOptions, PendingModel, materialise, trace_model
+from onnx_moe.export.checkpoint.journal import Journal, open_journal
+from onnx_moe.export.checkpoint.manifest import versions, write_manifest
+from onnx_moe.export.checkpoint.options import DTYPES, CheckpointOptions
+from onnx_moe.export.checkpoint.plan import Plan, make_plan
+from onnx_moe.export.checkpoint.skeleton import build_model, read_configuration
+from onnx_moe.export.checkpoint.sources import match_sources
+from onnx_moe.export.checkpoint.writer import write_shards
+from onnx_moe.export.finish import add_metadata
+from onnx_moe.functions import add_functions
+from onnx_moe.generation import write_genai_config
+
+#: Files of a checkpoint that a program needs beside the weights.
+logger = logging.getLogger(__name__)
+
+_COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+    "LICENSE*",
+)
+#: Room for the model file, the tokenizer and the like.
+_SPARE = 64 << 20
+
+
+class Progress(Protocol):
+    """Is told what happens: a line before each step, the bytes of the source that there are, those that are done."""
+
+    def stage(self, line: str) -> None: ...
+    def total(self, nbytes: int) -> None: ...
+    def advance(self, nbytes: int) -> None: ...
+
+
+class _Silent:
+    def stage(self, line: str) -> None: ...
+    def total(self, nbytes: int) -> None: ...
+    def advance(self, nbytes: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """What `export_checkpoint` did. layout: the FP4 layouts that the checkpoint had. resumed_bytes: of data that an
+    earlier, interrupted export had written.
+    """
+
+    folder: Path
+    format: str
+    layers: tuple[ExportedLayer, ...]
+    layouts: tuple[str, ...]
+    source_bytes: int
+    written_bytes: int
+    resumed_bytes: int
+
+
+def export_checkpoint(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    options: CheckpointOptions | None = None,
+    progress: Progress | None = None,
+) -> CheckpointReport:
+    """Exports the checkpoint `source` to the new folder `folder`: model.onnx, its external data, tokenizer and
+    configuration files, genai_config.json with the plugin beside it, manifest.json.
+
+    source: a folder in Hugging Face layout (config.json, *.safetensors), or a name on the Hugging Face hub. Experts in
+    FP4 keep their bytes; others are quantised, one expert at a time on every core. Memory holds a few experts and the
+    largest other tensor, whatever the size of the checkpoint.
+
+    It is written to `folder`.partial and renamed when it is whole; when it is interrupted, the same call goes on.
+    Raises CheckpointError for what is wrong with the checkpoint, ExportError for what is wrong with the request, and
+    InvalidAttributeError for a wrong format, block size or level.
+    """
+    options, progress = options or CheckpointOptions(), progress or _Silent()
+    folder = Path(folder)
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists: choose a new folder, or remove it.")
+    progress.stage("reading the checkpoint's headers")
+    with open_checkpoint(os.fspath(source)) as files:
+        config = read_configuration(files.folder)
+        model = build_model(config, DTYPES[options.dtype], options.attention)
+        weights, layouts = find_weights(files.tensors)
+        sources = match_sources(model, weights, files)
+        own_format = checkpoint_format(sources)
+        quantization = options.quantization(own_format)
+        # Shared experts of a checkpoint in FP4 stay what its author made them.
+        fold = options.fold_shared_experts and own_format is None
+        progress.stage("tracing the decoder")
+        graph_options = GraphOptions(fold, options.router_logits, options.opset)
+        pending = trace_model(model, sources, quantization, graph_options)
+        del model
+        plan = make_plan(pending.units.values(), options.shard_bytes)
+        return _Export(files, folder, options, pending, plan, progress).run(config, quantization.format, layouts)
+
+
+class _Export:
+    """The writing part: everything is known, and nothing is written yet."""
+
+    def __init__(
+        self,
+        files: CheckpointFiles,
+        folder: Path,
+        options: CheckpointOptions,
+        pending: PendingModel,
+        plan: Plan,
+        progress: Progress,
+    ) -> None:
+        self.files, self.folder, self.options = files, folder, options
+        self.pending, self.plan, self.progress = pending, plan, progress
+        self.partial = folder.with_name(f"{folder.name}.partial")
+
+    def run(self, config: Any, format: str, layouts: set[str]) -> CheckpointReport:
+        journal = open_journal(self.partial, self._identity(format))
+        resumed = sum(shard.nbytes for shard in journal.shards.values())
+        self._check_space(resumed)
+        embedded = {name: tensor for unit in self.plan.embedded for name, tensor in materialise(unit).items()}
+        self._create(journal)
+        try:
+            self._write_weights(journal)
+            self.progress.stage("writing the model")
+            self._write_model(embedded, format)
+            self._write_companions(config)
+            write_manifest(self.partial, self.files, self.options, self.pending, format, layouts, journal)
+            journal.remove()
+            os.replace(self.partial, self.folder)
+        except OnnxMoeError:
+            shutil.rmtree(self.partial)  # a defect of the source: what was written is of no use
+            raise
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.partial} cannot be written: {error}. Make room or mend the disk; the same command then goes on."
+            ) from error
+        return CheckpointReport(
+            folder=self.folder,
+            format=format,
+            layers=self.pending.layers,
+            layouts=tuple(sorted(layouts)),
+            source_bytes=self.files.nbytes,
+            written_bytes=sum(path.stat().st_size for path in self.folder.iterdir()),
+            resumed_bytes=resumed,
+        )
+
+    def _identity(self, format: str) -> str:
+        facts = [self.files.fingerprint(), self.plan.digest(), self.options.as_dict(), format, versions()]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _check_space(self, present: int) -> None:
+        parent = self.folder.absolute().parent
+        while not parent.exists():
+            parent = parent.parent
+        needed = self.plan.nbytes - present + _SPARE
+        free = shutil.disk_usage(parent).free
+        if free < needed:
+            raise CheckpointError(
+                f"{self.folder} takes {needed / 1e9:.2f} GB, but {parent} has {free / 1e9:.2f} GB free: make room, or "
+                "choose a folder on another disk."
+            )
+
+    def _create(self, journal: Journal) -> None:
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            journal.write()
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be written: {error}. Choose another folder.") from error
+
+    def _write_weights(self, journal: Journal) -> None:
+        jobs = (job for shard in self.plan.shards for unit in shard.units for job in unit.jobs())
+        self.progress.total(sum(job.source_bytes for job in jobs))
+        self.progress.stage("writing the weights")
+        write_shards(self.plan, self.partial, self.files, journal, self.progress.advance)
+
+    def _write_model(self, embedded: dict[str, ir.TensorProtocol], format: str) -> None:
+        model = self.pending.model
+        initializers = model.graph.initializers
+        for name in self.pending.units:
+            if name in embedded:
+                initializers[name].const_value = embedded[name]
+        for shard in self.plan.shards:
+            for name, place in shard.places.items():
+                if name in initializers:
+                    output = place.output
+                    initializers[name].const_value = ir.ExternalTensor(
+                        shard.name,
+                        place.offset,
+                        output.nbytes,
+                        output.ir_type,
+                        shape=ir.Shape(output.shape),
+                        name=name,
+                        base_dir=self.partial,
+                    )
+        notes = {"format": format, "scale": self.options.scale, "torch": torch.__version__}
+        add_metadata(model, {"version": versions()["onnx-moe"], **notes})
+        if self.options.functions:
+            add_functions(model)
+        ir.save(model, self.partial / "model.onnx")
+
+    def _write_companions(self, config: Any) -> None:
+        for pattern in _COPIED:
+            for path in sorted(self.files.folder.glob(pattern)):
+                if path.is_file():
+                    shutil.copyfile(path, self.partial / path.name)
+        try:
+            write_genai_config(self.partial, config=config.to_dict())
+        except InvalidModelError as error:
+            logger.info("No genai_config.json: %s", error)

@@ -1,0 +1,248 @@
+"""A checkpoint's files: a folder in Hugging Face layout, its safetensors checked and read piece by piece.
+
+Tensors are read with ordinary reads into memory of their own: pages of a mapped file would count as this process's
+memory, and a checkpoint is larger than that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from onnx_moe.errors import CheckpointError
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+#: Torch's type for each element type that a safetensors header names.
+TORCH_TYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as it lies in a file: element type as safetensors calls it, position and size in bytes."""
+
+    name: str
+    file: Path
+    element_type: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        if self.element_type not in TORCH_TYPES:
+            raise CheckpointError(
+                f"{self.name} in {self.file} is {self.element_type}, an element type that this exporter does not "
+                "read: convert the checkpoint to bfloat16, or to one of the FP4 layouts of docs/checkpoints.md."
+            )
+        return TORCH_TYPES[self.element_type]
+
+
+class CheckpointFiles:
+    """The tensors of a checkpoint's folder. Reads may be made from several threads; close it at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config_bytes = _read_config(folder)
+        self.shards = _find_shards(folder)
+        self.tensors = _read_headers(folder, self.shards)
+        self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
+        #: sha256 of each piece that was read, by "<tensor>:<first row>".
+        self.digests: dict[str, str] = {}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def fingerprint(self) -> str:
+        """A digest of the configuration and of each file's size and time: it changes when the folder does."""
+        digest = hashlib.sha256(self.config_bytes)
+        for shard in self.shards:
+            status = shard.stat()
+            digest.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def content_digest(self) -> str:
+        """A digest of the configuration and of all that was read so far."""
+        digest = hashlib.sha256(self.config_bytes)
+        for piece, value in sorted(self.digests.items()):
+            digest.update(f"{piece} {value}\n".encode())
+        return digest.hexdigest()
+
+    def read(self, tensor: StoredTensor, rows: range | None = None) -> torch.Tensor:
+        """All of `tensor`, or its `rows` along the first dimension, in memory of its own."""
+        shape, offset, nbytes = tensor.shape, tensor.offset, tensor.nbytes
+        if rows is not None:
+            row_bytes = nbytes // shape[0]
+            shape, offset, nbytes = (len(rows), *shape[1:]), offset + rows.start * row_bytes, len(rows) * row_bytes
+        buffer = np.empty(nbytes, np.uint8)
+        self._fill(tensor.file, buffer.data, offset)
+        digest = hashlib.sha256(buffer.data).hexdigest()
+        with self._lock:
+            self.digests[f"{tensor.name}:{rows.start if rows else 0}"] = digest
+        return torch.from_numpy(buffer).view(tensor.dtype).reshape(shape)
+
+    def _fill(self, file: Path, buffer: memoryview, offset: int) -> None:
+        descriptor = self._descriptor(file)
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(descriptor, [buffer[done:]], offset + done)
+            if count == 0:
+                raise CheckpointError(f"{file} became shorter while it was read: copy the checkpoint again.")
+            done += count
+
+    def _descriptor(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                self._descriptors[file] = os.open(file, os.O_RDONLY)
+            return self._descriptors[file]
+
+    def close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+
+@contextmanager
+def open_checkpoint(source: str) -> Iterator[CheckpointFiles]:
+    """The checkpoint `source`, a folder or the name of a repository on the Hugging Face hub, with checked headers."""
+    files = CheckpointFiles(_locate(source))
+    try:
+        yield files
+    finally:
+        files.close()
+
+
+def _locate(source: str) -> Path:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{source} is a file: give the folder that holds config.json and *.safetensors.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+        raise CheckpointError(
+            f"{source} does not exist: give a checkpoint's folder, or a name on the Hugging Face hub such as "
+            "zai-org/GLM-4.7-Flash."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
+        )
+    except Exception as error:  # its own, requests', the operating system's: whatever says that it is not to be had
+        raise CheckpointError(
+            f"{source} is no folder here and cannot be had from the Hugging Face hub ({type(error).__name__}): check "
+            "the name and the network, or download it and give its folder."
+        ) from error
+
+
+def _read_config(folder: Path) -> bytes:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is no checkpoint: it has no config.json. Give a folder in Hugging Face layout (config.json and "
+            "*.safetensors)."
+        )
+    content = path.read_bytes()
+    if not isinstance(_parse(path, content), dict):
+        raise CheckpointError(f"{path} holds no object: it is not a model's configuration.")
+    return content
+
+
+def _parse(path: Path, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}): copy the checkpoint again.") from error
+
+
+def _find_shards(folder: Path) -> list[Path]:
+    """The safetensors files of `folder`, all of those that its index names."""
+    index = folder / _INDEX
+    if not index.is_file():
+        if (folder / _SINGLE).is_file():
+            return [folder / _SINGLE]
+        old = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in folder.glob(pattern))
+        remedy = f" It has {old[0]}: save the model again with safe_serialization." if old else ""
+        raise CheckpointError(f"{folder} holds neither {_SINGLE} nor {_INDEX}: its weights are missing.{remedy}")
+    names = sorted(set(_weight_map(index).values()))
+    for name in names:
+        # Lexically: the hub's cache is made of symbolic links that lead out of the folder.
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise CheckpointError(
+                f"{index} names the file {name!r}, outside of the checkpoint's folder: do not trust it."
+            )
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} of {len(names)} files that {_INDEX} names are missing in {folder}, the first of them "
+            f"{missing[0]}: download the checkpoint again."
+        )
+    return [folder / name for name in names]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    content = _parse(index, index.read_bytes())
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map from tensors to files: copy it again.")
+    return weight_map
+
+
+def _read_headers(folder: Path, shards: list[Path]) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        for tensor in _read_header(shard):
+            if tensor.name in tensors:
+                raise CheckpointError(f"{tensor.name} lies both in {tensors[tensor.name].file} and in {shard}.")
+            tensors[tensor.name] = tensor
+    if len(shards) > 1 or (folder / _INDEX).is_file():
+        for name, file in _weight_map(folder / _INDEX).items():
+            if name not in tensors or tensors[name].file.name != Path(file).name:
+                raise CheckpointError(f"{_INDEX} says that {name} lies in {file}, but it does not: copy both again.")
+    return tensors
+
+
+def _read_header(shard: Path) -> Iterator[StoredTensor]:
+    try:
+        with safe_open(shard, framework="pt"):
+            pass  # the library checks the header: sizes, offsets, that the file ends where it says
+        with shard.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{shard} ({shard.stat().st_size} bytes) is no whole safetensors file ({error}): download it again."
+        ) from error
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            yield StoredTensor(name, shard, entry["dtype"], tuple(entry["shape"]), 8 + size + begin, end - begin)

@@ -1,0 +1,105 @@
+"""A model without its weights: built from the configuration, small enough for any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from onnx_moe.errors import CheckpointError
+from onnx_moe.export.adapters import find_adapter
+from onnx_moe.export.patching import replace_forward
+
+#: Methods of quantization_config whose tensors `encodings` reads.
+_KNOWN_QUANTIZATIONS = ("mxfp4", "modelopt", "compressed-tensors", "fp8")
+
+
+def read_configuration(folder: Path) -> Any:
+    """The configuration of the checkpoint in `folder`, without its quantisation: tensors say that themselves."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # transformers raises whatever is wrong with the values
+        raise CheckpointError(
+            f"{folder / 'config.json'} is no configuration that transformers reads: {_first_line(error)}. An "
+            "architecture newer than the installed transformers needs a newer one."
+        ) from error
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        facts = quantization if isinstance(quantization, dict) else quantization.to_dict()
+        method = str(facts.get("quant_method", "")).lower()
+        if method not in _KNOWN_QUANTIZATIONS:
+            raise CheckpointError(
+                f"The checkpoint is quantised by {method or 'an unnamed method'}, which this exporter does not read: "
+                "use a checkpoint in bfloat16, float16 or float32, or one of the FP4 layouts of docs/checkpoints.md."
+            )
+        del config.quantization_config
+    return config
+
+
+def build_model(config: Any, dtype: torch.dtype, attention: str) -> Any:
+    """The causal language model of `config` with parameters on the meta device and real buffers."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).eval()
+    except Exception as error:
+        raise CheckpointError(
+            f"Architecture {config.model_type} cannot be built as a causal language model: {_first_line(error)}. It "
+            "needs a class for AutoModelForCausalLM in the installed transformers."
+        ) from error
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+    model.initialize_weights()  # computes the buffers; does nothing to parameters without values
+    for name, parameter in model.named_parameters():
+        kept = _kept_type(model, name, dtype)
+        if kept is not None:
+            parameter.data = parameter.data.to(kept)
+    return model
+
+
+def _kept_type(model: Any, name: str, dtype: torch.dtype) -> torch.dtype | None:
+    """The element type in which transformers keeps a parameter whatever the model's own is."""
+    plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
+    return next((kept for part, kept in plan.items() if part in name.split(".")), None)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def make_fake(model: Any) -> FakeTensorMode:
+    """Replaces parameters without values by fake ones, for a trace tensors on the CPU; returns their mode."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in fakes:
+                with mode:
+                    values = torch.empty(parameter.shape, dtype=parameter.dtype)
+                fakes[id(parameter)] = torch.nn.Parameter(values, requires_grad=False)
+            if parameter is not None:
+                module._parameters[name] = fakes[id(parameter)]  # one for tied parameters
+    return mode
+
+
+@contextmanager
+def without_experts(model: torch.nn.Module) -> Iterator[None]:
+    """The experts give zeros inside the block: what they compute takes weights, and nobody asks for it yet."""
+
+    def zeros(hidden_states: torch.Tensor, *_arguments: Any, **_keywords: Any) -> torch.Tensor:
+        return torch.zeros_like(hidden_states)
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if find_adapter(module) is not None:
+                stack.enter_context(replace_forward(module, zeros))
+        yield

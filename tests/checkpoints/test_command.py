@@ -1,0 +1,62 @@
+"""`onnx-moe export` of a checkpoint: what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from onnx_moe import cli
+from onnx_moe.cli import app
+from onnx_moe.errors import InvalidAttributeError
+from onnx_moe.export.checkpoint import api as checkpoint_api
+
+from .folders import write_checkpoint
+from .weights_only import graph_of_weights
+
+
+def test_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_api, "trace_model", graph_of_weights)
+    write_checkpoint(tmp_path / "checkpoint")
+    arguments = ["export", str(tmp_path / "checkpoint"), str(tmp_path / "out"), "--shard-size", "150kB"]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "writing the model" in result.output  # the progress's last stage
+    assert re.search(r"\d+\.\d kB became \d\.\d MB\.", result.output)
+    assert len(list((tmp_path / "out").glob("model.onnx.data-*"))) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "absent/folder/of/mine", "out"], "does not exist: give a checkpoint's folder"),
+        (["export", "module:build", "model.onnx", "--shard-size", "1GB"], "--shard-size is for checkpoints"),
+        (["export", "module:build", "model.onnx", "--dtype", "float16"], "--dtype is for checkpoints"),
+        (["export", "some/model", "out", "--shard-size", "many"], "'many' is no size: write a number and a unit"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["onnx-moe", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("500MB", 500_000_000), ("1.5GiB", 3 << 29), ("64", 64), ("2 kib", 2048)]
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert cli.text.parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GB", "1.2.3GB", "-1GB", "5 apples"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(InvalidAttributeError, match="is no size"):
+        cli.text.parse_bytes(text)

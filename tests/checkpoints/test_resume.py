@@ -1,0 +1,159 @@
+"""Exports that are interrupted: nothing half-written under the final name, finished shards kept once verified.
+
+The weights are real; the graph, which takes seconds to trace and does not matter here, is a list of initializers.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onnx_moe.errors import CheckpointError
+from onnx_moe.export.checkpoint import CheckpointOptions, export_checkpoint, writer
+from onnx_moe.export.checkpoint import api as checkpoint_api
+from onnx_moe.export.checkpoint.files import CheckpointFiles, StoredTensor
+
+from .folders import load_tensors, save_tensors, write_checkpoint
+from .weights_only import graph_of_weights
+
+_OPTIONS = CheckpointOptions(shard_bytes=150_000)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_trace() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_api, "trace_model", graph_of_weights)
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("resume") / "checkpoint", num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: Path) -> Path:
+    return export_checkpoint(checkpoint, checkpoint.with_name("whole"), _OPTIONS).folder
+
+
+@pytest.fixture
+def interrupted(checkpoint: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where an export was to go that was stopped before its last shard."""
+    shards = len(list(whole.glob("model.onnx.data*")))
+    assert shards > 2
+    with monkeypatch.context() as patch:
+        _stop_before(shards, KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            export_checkpoint(checkpoint, tmp_path / "out", _OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    return tmp_path / "out"
+
+
+def _stop_before(number: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raises `error` instead of writing shard `number`."""
+    write = writer._write_shard
+
+    def write_shard(shard: Any, *arguments: Any) -> None:
+        if f"-{number:05}-of-" in shard.name:
+            raise error
+        write(shard, *arguments)
+
+    monkeypatch.setattr(writer, "_write_shard", write_shard)
+
+
+def _written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Will hold the names of the shards that are written from now on."""
+    names: list[str] = []
+    write = writer._write_shard
+
+    def write_shard(shard: Any, *arguments: Any) -> None:
+        names.append(shard.name)
+        write(shard, *arguments)
+
+    monkeypatch.setattr(writer, "_write_shard", write_shard)
+    return names
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_same_call_goes_on(
+    interrupted: Path, checkpoint: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = _written(monkeypatch)
+    report = export_checkpoint(checkpoint, interrupted, _OPTIONS)
+    assert len(names) == 1
+    assert report.resumed_bytes > 0
+    assert _contents(report.folder) == _contents(whole)
+    assert not interrupted.with_name("out.partial").exists()
+
+
+def test_a_shard_that_changed_is_written_again(
+    interrupted: Path, checkpoint: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = sorted(interrupted.with_name("out.partial").glob("model.onnx.data*"))[0]
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    names = _written(monkeypatch)
+    export_checkpoint(checkpoint, interrupted, _OPTIONS)
+    assert len(names) == 2
+    assert damaged.name in names
+    assert _contents(interrupted) == _contents(whole)
+
+
+def test_other_options_do_not_go_on(interrupted: Path, checkpoint: Path) -> None:
+    before = _contents(interrupted.with_name("out.partial"))
+    with pytest.raises(CheckpointError, match=r"out\.partial is left from an export of another source.*remove it"):
+        export_checkpoint(checkpoint, interrupted, CheckpointOptions(shard_bytes=150_000, scale="rceil"))
+    assert _contents(interrupted.with_name("out.partial")) == before
+
+
+def test_a_full_disk(checkpoint: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stop_before(2, OSError(errno.ENOSPC, "No space left on device"), monkeypatch)
+    with pytest.raises(CheckpointError, match=r"out\.partial cannot be written: .*No space.*then goes on"):
+        export_checkpoint(checkpoint, tmp_path / "out", _OPTIONS)
+    assert not (tmp_path / "out").exists()
+    journal = json.loads((tmp_path / "out.partial" / "progress.json").read_text())
+    assert len(journal["shards"]) == 1
+
+
+def test_too_little_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint_api.shutil, "disk_usage", lambda _path: usage._replace(free=50 << 20))
+    with pytest.raises(CheckpointError, match=r"out takes 0\.07 GB, but .* has 0\.05 GB free: make room"):
+        export_checkpoint(checkpoint, tmp_path / "out", _OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_weight_that_is_no_number(checkpoint: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    tensors = load_tensors(damaged)
+    tensors["model.layers.0.mlp.experts.3.up_proj.weight"][2, 5] = torch.nan
+    save_tensors(damaged, tensors)
+    with pytest.raises(ValueError, match=r"gate_up_proj, expert 3: .*weights hold nan at row 66"):
+        export_checkpoint(damaged, tmp_path / "out", _OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_the_source_is_read_once(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: dict[str, int] = {}
+    read = CheckpointFiles.read
+
+    def counting(self: CheckpointFiles, tensor: StoredTensor, rows: range | None = None) -> torch.Tensor:
+        values = read(self, tensor, rows)
+        reads[tensor.name] = reads.get(tensor.name, 0) + values.nbytes
+        return values
+
+    monkeypatch.setattr(CheckpointFiles, "read", counting)
+    export_checkpoint(checkpoint, tmp_path / "out", _OPTIONS)
+    stored = {name: tensor.nbytes for name, tensor in load_tensors(checkpoint).items()}
+    assert reads == stored
