@@ -1,9 +1,10 @@
 """`export_checkpoint`: a checkpoint of any size → a folder that ONNX Runtime and onnxruntime-genai run."""
 
-from __future__ import logging
+from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -30,9 +31,9 @@ from onnx_moe.export.finish import add_metadata
 from onnx_moe.functions import add_functions
 from onnx_moe.generation import write_genai_config
 
-#: Files of a checkpoint that a program needs beside the weights.
 logger = logging.getLogger(__name__)
 
+#: Files of a checkpoint that a program needs beside the weights.
 _COPIED = (
     "config.json",
     "generation_config.json",
