@@ -62,10 +62,11 @@ int rounded_code(const ScaleType& type, float ideal, ScaleRule rule) {
 
 // Σ importance · (decoded − weight)² of a block under each of 16 scales. In units of 1 / inverse_unit², because the
 // squares of weights themselves overflow or vanish from 2^±64 on.
-ONNX_MOE_INLINE void candidate_errors(const Block& block, int64_t block_size, float inverse_unit, Lanes scales,
-                                      Lanes inverses, Lanes& errors) {
-  scales *= inverse_unit;
-  inverses /= inverse_unit;
+// (Vectors by reference: by value they are an ABI of their own, which clang refuses where it does not inline.)
+ONNX_MOE_INLINE void candidate_errors(const Block& block, int64_t block_size, float inverse_unit,
+                                      const Lanes& own_scales, const Lanes& own_inverses, Lanes& errors) {
+  const Lanes scales = own_scales * inverse_unit;
+  const Lanes inverses = own_inverses / inverse_unit;
   errors = Lanes{};
   for (int64_t i = 0; i < block_size; ++i) {
     const float magnitude = std::fabs(block.weights[i]) * inverse_unit;

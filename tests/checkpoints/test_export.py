@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 import onnx_moe
 from onnx_moe.export.checkpoint import CheckpointOptions, CheckpointReport, export_checkpoint
 from onnx_moe.export.finish import ALIGNMENT
-from tests.export.models import make_model
 from tests.export.test_decoders import OnnxSteps, padded_prompts
+from tools.model_table.architectures import make_model
 
 from .folders import random_model
 

@@ -18,7 +18,7 @@ from onnx_moe.errors import InvalidInputError, OnnxMoeError
 from onnx_moe.routing import RoutingProfile, load_trace, save_trace, simulate_routing
 from onnx_moe.routing.text_runs import Requests, profile_text
 from onnx_moe.routing.trace import DECODE, PREFILL
-from tests.export.models import make_model
+from tools.model_table.architectures import make_model
 
 
 def invoke(*arguments: str) -> str:

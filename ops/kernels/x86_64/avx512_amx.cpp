@@ -3,6 +3,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "kernels/x86_64/features.h"
 #include "kernels/x86_64/tile_products.h"
 
 namespace onnx_moe {
@@ -86,20 +87,7 @@ bool tiles_permitted() {
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// Of leaf 7: EDX says whether there are tiles (bit 24) and their bfloat16 products (bit 22).
-bool processor_has_tiles() {
-  unsigned eax = 7;
-  unsigned ebx = 0;
-  unsigned ecx = 0;
-  unsigned edx = 0;
-  __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
-  return (edx >> 24 & 1u) && (edx >> 22 & 1u);
-}
-
-bool supported() {
-  return kAvx512VnniKernel.supported() && __builtin_cpu_supports("avx512bf16") && processor_has_tiles() &&
-         tiles_permitted();
-}
+bool supported() { return kAvx512VnniKernel.supported() && has_bfloat_tiles() && tiles_permitted(); }
 
 // avx512_vnni is there before any constructor runs: a constant.
 Kernel make_kernel() {

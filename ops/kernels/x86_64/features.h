@@ -16,4 +16,11 @@ inline bool has_avx_vnni() {
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 }
 
+// AVX-512 BF16, tiles, and their products of bfloat16 (AMX-TILE, AMX-BF16).
+inline bool has_bfloat_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const bool vectors = __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1) != 0;
+  return vectors && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 24 & 1) != 0 && (d >> 22 & 1) != 0;
+}
+
 }  // namespace onnx_moe
