@@ -72,7 +72,7 @@ def plan(
     if report is not None:
         with console.status("writing the report"):
             _write_report(report, trace, calls, found, machine)
-        console.print(f"Report: {report}.", highlight=False)
+        console.print(f"Report: {report}.", highlight=False, soft_wrap=True)
 
 
 def _load(path: Path, top_k: int | None) -> tuple[RoutingTrace, int | None]:

@@ -42,7 +42,7 @@ def save_decoder(folder: Path, stack: Stack) -> Path:
     layers = [each for each in blocks.node if each.op_type != "MoERouter"]
     last = f"layer{stack.layers}.in"
     value = helper.make_tensor_value_info
-    past = [1, 1, "past", WIDTH]
+    past = [1, 1, "past_length", WIDTH]
     graph = helper.make_graph(
         [*before, *layers, *cache, node("MatMul", [last, "head"], ["logits"])],
         "decoder",
