@@ -135,7 +135,9 @@ class Call:
         """Runs the plan; its scratch memory, for who wants to look."""
         plan = self.plan()
         # 0xFF is NaN and an index out of range: memory that a kernel reads before it was written shows.
-        scratch: list[Array] = [np.full(memory.bytes, 0 if memory.zeroed else 0xFF, np.uint8) for memory in plan.scratch]
+        scratch: list[Array] = [
+            np.full(memory.bytes, 0 if memory.zeroed else 0xFF, np.uint8) for memory in plan.scratch
+        ]
         for launch in plan.launches:
             device.run(self._launch(launch, scratch))
         return scratch

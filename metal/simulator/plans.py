@@ -98,7 +98,8 @@ def make_plan(description: Mapping[str, Any]) -> Plan:
     if answer.startswith("error: "):
         raise PlanError(answer)
     plan = json.loads(answer)
-    return Plan(tuple(ScratchMemory(**memory) for memory in plan["scratch"]), tuple(_launch(launch) for launch in plan["launches"]))
+    scratch = tuple(ScratchMemory(**memory) for memory in plan["scratch"])
+    return Plan(scratch, tuple(_launch(launch) for launch in plan["launches"]))
 
 
 def _launch(launch: dict[str, Any]) -> PlannedLaunch:
