@@ -1,5 +1,5 @@
-// Assignments grouped by expert without the host and without atomics: a simdgroup owns an expert and reads all ids,
-// 32 at a time, so positions are stable and the same on every run.
+// Assignments grouped by expert without the host: a simdgroup owns an expert and reads all ids, 32 at a time, so
+// positions are stable and the same on every run.
 #include <metal_stdlib>
 
 #include "arguments.h"
@@ -8,6 +8,7 @@ using namespace metal;
 
 constant uint TILE_ROWS [[function_constant(0)]];  // of plan_tiles: the assignments that a tile holds
 
+// For a projection of its own; in a block, the router has counted.
 kernel void count_assignments(constant GroupingArguments& arguments [[buffer(0)]],
                               device const int* expert_ids [[buffer(1)]],
                               device uint* counts [[buffer(2)]],

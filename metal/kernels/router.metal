@@ -1,5 +1,5 @@
 // The router in one dispatch: a threadgroup a token. Its simdgroups share the logits; the first one then scores, limits
-// groups, chooses and weighs. Ties go to the lowest id.
+// groups, chooses and weighs. Ties go to the lowest id. Where assignments are grouped next, it counts each expert's.
 #include <metal_stdlib>
 
 #include "arguments.h"
@@ -13,6 +13,7 @@ constant uint GATE [[function_constant(3)]];       // 0: hidden_states are the l
 constant uint GATE_BIAS [[function_constant(4)]];  // 0 none, 1 float, 2 ELEMENT
 constant uint HAS_CORRECTION [[function_constant(5)]];
 constant uint HAS_LOGITS [[function_constant(6)]];  // whether anybody wants router_logits
+constant uint HAS_COUNTS [[function_constant(7)]];  // whether assignments are grouped: counts begins as zeros
 
 constant constexpr uint MAX_EXPERTS = 1024;
 constant constexpr uint MAX_SLOTS = 32;
@@ -98,6 +99,11 @@ inline float score_of(float logit) {
   return logit;
 }
 
+// Integers: the order of threadgroups does not show in the sums.
+inline void count_assignment(device atomic_uint* counts, uint expert) {
+  if (HAS_COUNTS) atomic_fetch_add_explicit(counts + expert, 1u, memory_order_relaxed);
+}
+
 kernel void router(constant RouterArguments& arguments [[buffer(0)]],
                    device const ELEMENT* hidden_states [[buffer(1)]],
                    device const uchar* gate_weight [[buffer(2)]],
@@ -106,6 +112,7 @@ kernel void router(constant RouterArguments& arguments [[buffer(0)]],
                    device int* expert_ids [[buffer(5)]],
                    device float* expert_weights [[buffer(6)]],
                    device float* router_logits [[buffer(7)]],
+                   device atomic_uint* counts [[buffer(8)]],
                    uint token [[threadgroup_position_in_grid]],
                    uint simdgroups [[simdgroups_per_threadgroup]],
                    uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -149,11 +156,13 @@ kernel void router(constant RouterArguments& arguments [[buffer(0)]],
   if (lane < arguments.num_shared_experts) {
     ids[arguments.top_k + lane] = int(experts + lane);
     weights[arguments.top_k + lane] = 1.0f;
+    count_assignment(counts, experts + lane);
   }
   if (has_nan) {
     if (lane < arguments.top_k) {
       ids[lane] = int(lane);
       weights[lane] = NAN;
+      count_assignment(counts, lane);
     }
     return;
   }
@@ -166,6 +175,7 @@ kernel void router(constant RouterArguments& arguments [[buffer(0)]],
       keys[best] = NAN;
       ids[i] = int(best);
       chosen[i] = scores[best];
+      count_assignment(counts, best);
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
   }

@@ -5,15 +5,15 @@
 
 namespace onnx_moe::metal {
 
-Argument Planner::scratch(int64_t bytes) {
-  plan_.scratch_bytes.push_back(bytes);
-  return Scratch{plan_.scratch_bytes.size() - 1};
+Argument Planner::add_scratch(ScratchMemory memory) {
+  plan_.scratch.push_back(memory);
+  return Scratch{plan_.scratch.size() - 1};
 }
 
-GroupedAssignments Planner::group(Argument expert_ids, int64_t assignments, int64_t num_experts, int64_t tile_rows) {
+GroupedAssignments Planner::group(Argument expert_ids, int64_t assignments, int64_t num_experts, int64_t tile_rows,
+                                  std::optional<Argument> counts) {
   // An expert fills whole tiles but for its last: no more tiles than this can occur.
   const int64_t most_tiles = std::min(assignments, assignments / tile_rows + num_experts);
-  const Argument counts = scratch(num_experts * 4);
   const Argument offsets = scratch(num_experts * 4);
   const GroupedAssignments groups{scratch(assignments * 4), scratch(most_tiles * 12), scratch(4), most_tiles};
   const Bytes sizes =
@@ -29,8 +29,11 @@ GroupedAssignments Planner::group(Argument expert_ids, int64_t assignments, int6
                               simdgroups * kSimdWidth});
   };
   const int64_t threadgroups = divide_up(num_experts, kGroupingSimdgroups);
-  add("count_assignments", {expert_ids, counts}, threadgroups, kGroupingSimdgroups);
-  add("plan_tiles", {counts, offsets, groups.tiles, groups.tile_count}, 1, 1);
+  if (!counts) {
+    counts = scratch(num_experts * 4);
+    add("count_assignments", {expert_ids, *counts}, threadgroups, kGroupingSimdgroups);
+  }
+  add("plan_tiles", {*counts, offsets, groups.tiles, groups.tile_count}, 1, 1);
   add("scatter_assignments", {expert_ids, offsets, groups.order}, threadgroups, kGroupingSimdgroups);
   return groups;
 }

@@ -34,7 +34,7 @@ enum class Tensor : int32_t {
   kNone,  // of a tensor that is left out: a buffer that is never read
 };
 
-// Memory of the plan's own, by its index in Plan::scratch_bytes.
+// Memory of the plan's own, by its index in Plan::scratch.
 struct Scratch {
   size_t index;
 };
@@ -58,8 +58,13 @@ struct Launch {
   int64_t threads;  // of a threadgroup
 };
 
+struct ScratchMemory {
+  int64_t bytes;
+  bool zeroed;  // by the host, before the first launch; anything otherwise
+};
+
 struct Plan {
-  std::vector<int64_t> scratch_bytes;
+  std::vector<ScratchMemory> scratch;
   std::vector<Launch> launches;
 };
 

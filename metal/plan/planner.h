@@ -23,6 +23,13 @@ inline uint32_t kind_of(bool present, ElementType type) { return !present ? 0 : 
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+struct RouterOutputs {
+  Argument expert_ids;
+  Argument expert_weights;
+  Argument logits{Tensor::kNone};
+  std::optional<Argument> counts;  // of assignments, by expert: zeroed scratch
+};
+
 // Assignments grouped by expert, and the tiles of at most tile_rows of one expert that are not empty.
 struct GroupedAssignments {
   Argument order;
@@ -51,16 +58,19 @@ struct ProjectionStep {
 
 class Planner {
  public:
-  Argument scratch(int64_t bytes);
-  void route(const RouterAttributes& attributes, const RouterInput& input, Argument ids, Argument weights,
-             Argument logits);
-  GroupedAssignments group(Argument expert_ids, int64_t assignments, int64_t num_experts, int64_t tile_rows);
+  Argument scratch(int64_t bytes) { return add_scratch({bytes, false}); }
+  Argument zeroed_scratch(int64_t bytes) { return add_scratch({bytes, true}); }
+  void route(const RouterAttributes& attributes, const RouterInput& input, const RouterOutputs& outputs);
+  // `counts` of the router that made the ids; without them, a launch counts.
+  GroupedAssignments group(Argument expert_ids, int64_t assignments, int64_t num_experts, int64_t tile_rows,
+                           std::optional<Argument> counts = std::nullopt);
   // Decode, with the combine where there is one.
   void project_ungrouped(const ProjectionStep& step);
   void project_grouped(Regime regime, const ProjectionStep& step, const GroupedAssignments& groups);
   Plan finish() { return std::move(plan_); }
 
  private:
+  Argument add_scratch(ScratchMemory memory);
   void combine(const ProjectionStep& step, Argument slots);
 
   Plan plan_;

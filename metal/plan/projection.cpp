@@ -140,7 +140,11 @@ Plan plan_block(const MoeBlock& block, const RouterInput& input, std::optional<R
   const Argument expert_weights = planner.scratch(assignments * 4);
   const Argument intermediate =
       planner.scratch(assignments * block.down.columns * static_cast<int64_t>(element_size(input.type)));
-  planner.route(block.router, input, ids, expert_weights, Tensor::kNone);
+  const int64_t num_experts = block.gate_up.num_experts;
+  const Regime regime = forced.value_or(choose_regime(input.tokens, slots, num_experts));
+  RouterOutputs routed{ids, expert_weights, Tensor::kNone, std::nullopt};
+  if (regime != Regime::kDecode) routed.counts = planner.zeroed_scratch(num_experts * 4);
+  planner.route(block.router, input, routed);
   const ProjectionStep gate_up{
       block.activation,
       block.gate_up,
@@ -166,12 +170,11 @@ Plan plan_block(const MoeBlock& block, const RouterInput& input, std::optional<R
       tensors_of(block.down, {Tensor::kDownWeights, Tensor::kDownScales, Tensor::kDownGlobalScale, Tensor::kDownBias}),
       expert_weights,
       Tensor::kY};
-  const Regime regime = forced.value_or(choose_regime(input.tokens, slots, block.gate_up.num_experts));
   if (regime == Regime::kDecode) {
     planner.project_ungrouped(gate_up);
     planner.project_ungrouped(down);
   } else {
-    const GroupedAssignments groups = planner.group(ids, assignments, block.gate_up.num_experts, tile_rows(regime));
+    const GroupedAssignments groups = planner.group(ids, assignments, num_experts, tile_rows(regime), routed.counts);
     planner.project_grouped(regime, gate_up, groups);
     planner.project_grouped(regime, down, groups);
   }

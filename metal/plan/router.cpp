@@ -10,8 +10,7 @@ const char* unsupported(const RouterAttributes& router, int64_t num_experts) {
   return nullptr;
 }
 
-void Planner::route(const RouterAttributes& attributes, const RouterInput& input, Argument ids, Argument weights,
-                    Argument logits) {
+void Planner::route(const RouterAttributes& attributes, const RouterInput& input, const RouterOutputs& outputs) {
   const RouterArguments arguments{static_cast<uint32_t>(input.tokens),
                                   static_cast<uint32_t>(input.hidden_size),
                                   static_cast<uint32_t>(input.num_experts),
@@ -23,7 +22,7 @@ void Planner::route(const RouterAttributes& attributes, const RouterInput& input
                                   attributes.norm_min,
                                   attributes.scaling_factor};
   const auto optional = [](const void* given, Tensor tensor) { return Argument{given ? tensor : Tensor::kNone}; };
-  const auto* none = std::get_if<Tensor>(&logits);
+  const auto* none = std::get_if<Tensor>(&outputs.logits);
   plan_.launches.push_back(
       {"router",
        "router",
@@ -31,18 +30,19 @@ void Planner::route(const RouterAttributes& attributes, const RouterInput& input
        {static_cast<uint32_t>(attributes.scoring), attributes.normalize,
         attributes.group_scoring == GroupScoring::kTop2Sum, kind_of(input.gate_weight != nullptr, input.gate_type),
         kind_of(input.gate_bias != nullptr, input.bias_type), input.correction_bias != nullptr,
-        !none || *none != Tensor::kNone},
+        !none || *none != Tensor::kNone, outputs.counts.has_value()},
        {bytes_of(arguments), Tensor::kX, optional(input.gate_weight, Tensor::kGateWeight),
-        optional(input.gate_bias, Tensor::kGateBias), optional(input.correction_bias, Tensor::kCorrectionBias), ids,
-        weights, logits},
+        optional(input.gate_bias, Tensor::kGateBias), optional(input.correction_bias, Tensor::kCorrectionBias),
+        outputs.expert_ids, outputs.expert_weights, outputs.logits, outputs.counts.value_or(Tensor::kNone)},
        {input.tokens, 1},
        kRouterThreads});
 }
 
 Plan plan_router(const RouterAttributes& attributes, const RouterInput& input) {
   Planner planner;
-  planner.route(attributes, input, Tensor::kExpertIds, Tensor::kExpertWeights,
-                input.router_logits ? Tensor::kRouterLogits : Tensor::kNone);
+  planner.route(attributes, input,
+                {Tensor::kExpertIds, Tensor::kExpertWeights,
+                 input.router_logits ? Tensor::kRouterLogits : Tensor::kNone, std::nullopt});
   return planner.finish();
 }
 

@@ -53,7 +53,11 @@ void Execution::output(Tensor tensor, void* data, int64_t bytes) {
 }
 
 void Execution::run(const Plan& plan) {
-  for (const int64_t bytes : plan.scratch_bytes) scratch_.push_back(borrow(static_cast<size_t>(bytes)));
+  for (const ScratchMemory& memory : plan.scratch) {
+    const auto bytes = static_cast<size_t>(memory.bytes);
+    scratch_.push_back(borrow(bytes));
+    if (memory.zeroed) std::memset(scratch_.back()->contents(), 0, bytes);
+  }
   submit(plan);
   for (const Output& output : outputs_) {
     std::memcpy(output.data, const_cast<MTL::Buffer*>(output.buffer)->contents(), output.bytes);

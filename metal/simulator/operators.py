@@ -135,7 +135,9 @@ class Call:
         """Runs the plan; its scratch memory, for who wants to look."""
         plan = self.plan()
         # 0xFF is NaN and an index out of range: memory that a kernel reads before it was written shows.
-        scratch: list[Array] = [np.full(size, 0xFF, np.uint8) for size in plan.scratch_bytes]
+        scratch: list[Array] = [
+            np.full(memory.bytes, 0 if memory.zeroed else 0xFF, np.uint8) for memory in plan.scratch
+        ]
         for launch in plan.launches:
             device.run(self._launch(launch, scratch))
         return scratch
@@ -224,7 +226,7 @@ def group(device: Device, expert_ids: Array, num_experts: int, tile_rows: int) -
         {"operator": "grouping", "assignments": expert_ids.size, "num_experts": num_experts, "tile_rows": tile_rows}
     )
     call.give(expert_ids=expert_ids)
-    _counts, offsets, grouped, tiles, tile_count = (memory.view(np.uint32) for memory in call.run(device))
+    offsets, grouped, tiles, tile_count, _counts = (memory.view(np.uint32) for memory in call.run(device))
     return Groups(offsets, grouped, tiles.reshape(-1, 3), int(tile_count[0]))
 
 

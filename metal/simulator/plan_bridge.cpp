@@ -141,8 +141,10 @@ void write_argument(std::ostream& json, const metal::Argument& argument) {
 
 std::string to_json(const Plan& plan) {
   std::ostringstream json;
-  json << R"({"scratch_bytes": )";
-  write_list(json, plan.scratch_bytes, [&](int64_t bytes) { json << bytes; });
+  json << R"({"scratch": )";
+  write_list(json, plan.scratch, [&](const metal::ScratchMemory& memory) {
+    json << R"({"bytes": )" << memory.bytes << R"(, "zeroed": )" << (memory.zeroed ? "true" : "false") << '}';
+  });
   json << R"(, "launches": )";
   write_list(json, plan.launches, [&](const metal::Launch& launch) {
     json << R"({"file": ")" << launch.file << R"(", "kernel": ")" << launch.kernel << R"(", "type": )"

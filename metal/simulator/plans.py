@@ -52,10 +52,18 @@ class PlannedLaunch:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Launches in order, and the sizes of the scratch memory that they share."""
+class ScratchMemory:
+    """Zeroed before the first launch, or of any content."""
 
-    scratch_bytes: tuple[int, ...]
+    bytes: int
+    zeroed: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Launches in order, and the scratch memory that they share."""
+
+    scratch: tuple[ScratchMemory, ...]
     launches: tuple[PlannedLaunch, ...]
 
 
@@ -90,7 +98,8 @@ def make_plan(description: Mapping[str, Any]) -> Plan:
     if answer.startswith("error: "):
         raise PlanError(answer)
     plan = json.loads(answer)
-    return Plan(tuple(plan["scratch_bytes"]), tuple(_launch(launch) for launch in plan["launches"]))
+    scratch = tuple(ScratchMemory(**memory) for memory in plan["scratch"])
+    return Plan(scratch, tuple(_launch(launch) for launch in plan["launches"]))
 
 
 def _launch(launch: dict[str, Any]) -> PlannedLaunch:

@@ -12,6 +12,7 @@ from conformance.data import draw_gemm_inputs
 from metal.simulator import address_spaces, operators
 from metal.simulator.device import KERNELS, SimulatedDevice, count_loads
 from metal.simulator.operators import REGIMES, projection_call
+from tools.metal_on_cuda.models import SMALL, draw_activations, draw_block
 
 from .simulation import SCHEDULES, check_gemm_case, check_router_case, gemm_arguments, needs_clang, needs_compiler
 
@@ -33,6 +34,8 @@ RACED_ROUTER = RouterCase(
     scoring="softmax_after_topk",
     normalize=True,
 )
+
+BLOCK_OF_GROUPS = ["router", "plan_tiles", "scatter_assignments", "expert_few", "expert_few", "combine"]
 
 
 @pytest.mark.parametrize("case", SIMULATED_GEMM_CASES, ids=case_id)
@@ -79,6 +82,38 @@ def test_grouping_is_a_stable_sort(experts: int, tile_rows: int) -> None:
     assert tiles[:, 2].max() <= tile_rows
     covered = [(int(e), int(first) + i) for e, first, count in tiles for i in range(count)]
     assert covered == [(int(flat[groups.grouped[i]]), i) for i in range(flat.size)]
+
+
+@dataclass(frozen=True)
+class OneKernel:
+    """Leaves the other launches of a plan out."""
+
+    kernel: str
+    device: SimulatedDevice
+
+    def run(self, launch: operators.Launch) -> None:
+        if launch.kernel == self.kernel:
+            self.device.run(launch)
+
+
+@pytest.mark.parametrize("race_check", [False, True], ids=["values", "races"])
+def test_a_block_s_router_counts_assignments(race_check: bool) -> None:
+    """With shared experts, and a token of NaN, whose experts are the first."""
+    rng = np.random.default_rng(0)
+    routed, shared = SMALL[2], 2
+    router = replace(routed.router, num_shared_experts=shared)
+    block = draw_block(rng, replace(routed, num_experts=routed.num_experts + shared))
+    x = draw_activations(rng, routed, 37)
+    x[5] = np.nan
+    inputs = operators.RouterInputs(x, block.gate[:-shared])
+    call = operators.block_call((router, routed.gate_up), inputs, (block.gate_up, block.down), np.zeros_like(x), "few")
+    launches = call.plan().launches
+    assert [launch.kernel for launch in launches] == BLOCK_OF_GROUPS
+    arguments = launches[0].arguments
+    scratch = call.run(OneKernel("router", SimulatedDevice("random", race_check=race_check)))
+    ids, counts = (scratch[arguments[index].scratch or 0].view(np.uint32) for index in (5, 8))
+    assert counts[-shared:].tolist() == [37, 37]
+    np.testing.assert_array_equal(counts, np.bincount(ids, minlength=routed.num_experts + shared))
 
 
 @pytest.mark.parametrize("regime", REGIMES)

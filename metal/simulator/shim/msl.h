@@ -7,6 +7,7 @@
 // mslns.
 #pragma once
 
+#include "atomic.h"
 #include "matrix.h"
 #include "positions.h"
 #include "simdgroup.h"
