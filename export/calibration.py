@@ -205,15 +205,10 @@ def _fit(
     matrices: torch.Tensor, inputs: list[tuple[torch.Tensor, torch.Tensor]], quantization: Quantization
 ) -> QuantizedWeights:
     """Matrices [B, N, K] in FP4 for inputs [n, K] of each, as they are and as they were."""
-    hessians = torch.stack([_moment(rows, rows) for rows, _ in inputs])
-    crossings = torch.stack([_moment(original - rows, rows) for rows, original in inputs])
-    moved = follow_inputs(matrices, hessians, crossings)
+    hessians = torch.stack([rows.T @ rows / max(len(rows), 1) for rows, _ in inputs])
+    moved = follow_inputs(matrices, inputs)
     rounded = quantize_second_order(moved, hessians, quantization.format, quantization.block_size)
     return refine(rounded, moved, hessians)
-
-
-def _moment(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    return rows.T @ others / max(len(rows), 1)
 
 
 def _batches(ups: torch.Tensor, downs: torch.Tensor) -> Iterator[range]:

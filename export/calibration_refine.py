@@ -16,6 +16,8 @@ from onnx_moe.reference.decode import decode_scales
 SWEEPS = 2
 #: Columns whose changes reach the rest of the matrix in one product.
 _COLUMNS_AT_ONCE = 128
+#: Columns that one code's change reaches at once, of those: more of them leave the cache.
+_COLUMNS_IN_CACHE = 16
 
 
 def refine(quantized: QuantizedWeights, weights: torch.Tensor, hessians: torch.Tensor) -> QuantizedWeights:
@@ -38,15 +40,24 @@ def refine(quantized: QuantizedWeights, weights: torch.Tensor, hessians: torch.T
             stop = min(start + _COLUMNS_AT_ONCE, columns)
             before = values[:, start:stop].clone()
             own, local = gradient[:, start:stop].clone(), damped[:, start:stop, start:stop]
-            for index in range(start, stop):
-                inside = index - start
-                best = values[:, index] - own[:, inside] / diagonal[:, index, None]
-                rounded = (round_to_e2m1(best.abs() * inverse[:, index]) * scales[:, index]).copysign(best)
-                own += local[:, inside, :, None] * (rounded - values[:, index])[:, None]
-                values[:, index] = rounded
-            gradient += damped[:, :, start:stop] @ (values[:, start:stop] - before)
+            for first in range(0, stop - start, _COLUMNS_IN_CACHE):
+                some = slice(first, min(first + _COLUMNS_IN_CACHE, stop - start))
+                near, steps = values[:, start:stop][:, some], scales[:, start:stop][:, some]
+                _descend(near, own[:, some].clone(), local[:, some, some], steps)
+                own.baddbmm_(local[:, :, some], near - before[:, some])
+            gradient.baddbmm_(damped[:, :, start:stop], values[:, start:stop] - before)
     codes = encode(round_to_e2m1(values.abs() * inverse), values)
     return replace(quantized, weights=pack(codes))
+
+
+def _descend(values: torch.Tensor, gradient: torch.Tensor, hessians: torch.Tensor, scales: torch.Tensor) -> None:
+    """Moves `values` [B, C, N] column by column to the best multiple of their scales; `gradient` follows them."""
+    for index in range(values.shape[1]):
+        best = values[:, index] - gradient[:, index] / hessians[:, index, index, None]
+        inverse = (1 / scales[:, index]).clamp(max=torch.finfo(torch.float32).max)
+        rounded = (round_to_e2m1(best.abs() * inverse) * scales[:, index]).copysign(best)
+        gradient.addcmul_(hessians[:, :, index, None], (rounded - values[:, index])[:, None])
+        values[:, index] = rounded
 
 
 def _scales(quantized: QuantizedWeights) -> torch.Tensor:

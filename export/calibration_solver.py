@@ -7,6 +7,7 @@ GPTQ counts it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,36 +74,49 @@ def quantize_second_order(
     )
 
 
-def follow_inputs(weights: torch.Tensor, hessians: torch.Tensor, crossings: torch.Tensor) -> torch.Tensor:
+def follow_inputs(weights: torch.Tensor, inputs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """`weights` [B, N, K] moved so that they make of the inputs as they are nearly what they made of them as they were.
 
     A ridge regression before anything is rounded. GPTAQ (Li et al., arXiv:2504.02692) has the same aim, inside GPTQ.
 
-    hessians: [B, K, K], the mean of x xᵀ of inputs x as they are. crossings: [B, K, K], the mean of (x' - x) xᵀ with
-    inputs x' as they were.
+    inputs: of each matrix, rows X [n, K] as they are and X' [n, K] as they were.
     """
     moved = weights.float().clone()
-    for matrix, hessian, crossing in zip(moved, hessians, crossings, strict=True):
-        damped = hessian.double()
-        mean = float(damped.diagonal().mean())
-        damped.diagonal().add_(RIDGE * mean if mean > 0 else 1.0)
-        change = torch.linalg.solve(damped, crossing.double().T).T
-        matrix += matrix @ change.float()
+    for matrix, (rows, original) in zip(moved, inputs, strict=True):
+        # W + W (X' - X)ᵀ X (Xᵀ X + r)⁻¹ = W + W (X' - X)ᵀ (X Xᵀ + r)⁻¹ X: whichever system is smaller.
+        count, columns = rows.shape
+        ridge = RIDGE * float(rows.square().sum()) / columns or 1.0
+        if count < columns:
+            factor = _damped_cholesky(rows @ rows.T, ridge)
+            matrix += (matrix @ (original - rows).T) @ torch.cholesky_solve(rows, factor)
+        else:
+            factor = _damped_cholesky(rows.T @ rows, ridge)
+            change = torch.cholesky_solve(rows.T @ (original - rows), factor)
+            matrix += matrix @ change.T
     return moved
 
 
-def _inverse_factors(hessians: torch.Tensor) -> torch.Tensor:
-    """Upper Cholesky factors U [B, K, K] of the damped Hessians' inverses.
+def _damped_cholesky(moments: torch.Tensor, damping: float) -> torch.Tensor:
+    """float32 is enough: a ridge of RIDGE bounds the condition number."""
+    moments.diagonal().add_(damping)
+    return torch.linalg.cholesky(moments)
 
-    Row i says how an error of column i, divided by U[i, i], is made up for by the columns behind it.
+
+def _inverse_factors(hessians: torch.Tensor) -> torch.Tensor:
+    """Upper Cholesky factors U [B, K, K] of the damped Hessians' inverses, H⁻¹ = Uᵀ U.
+
+    Row i says how an error of column i, divided by U[i, i], is made up for by the columns behind it. With the columns
+    in reverse order H = L Lᵀ, and U is L⁻¹ turned back: half the work of inverting H and factoring that.
     """
+    columns = hessians.shape[1]
     factors = torch.empty(hessians.shape)
+    identity = torch.eye(columns, dtype=torch.float64)
     for index, hessian in enumerate(hessians):
         damped = hessian.double()
         mean = float(damped.diagonal().mean())
         damped.diagonal().add_(DAMPING * mean if mean > 0 else 1.0)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        factors[index] = torch.linalg.cholesky(inverse, upper=True)
+        lower = torch.linalg.cholesky(damped.flip(0, 1))
+        factors[index] = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
     return factors
 
 

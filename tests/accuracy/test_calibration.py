@@ -11,6 +11,7 @@ import torch
 
 import onnx_moe
 from onnx_moe.errors import ExportError
+from onnx_moe.export import calibration_solver as solver
 from onnx_moe.export import with_fp4_weights
 from onnx_moe.export.calibration_refine import refine
 from onnx_moe.export.calibration_solver import DAMPING, quantize_second_order
@@ -193,3 +194,17 @@ def test_a_text_needs_a_language_model(tmp_path: Path) -> None:
         onnx_moe.export(make_layer(), (x,), tmp_path / "layer.onnx", calibrate="text.txt")
     with pytest.raises(ExportError, match="does not follow scale='even': leave scale out"):
         onnx_moe.export(make_layer(), (x,), tmp_path / "layer.onnx", calibrate=[(x,)], scale="even")
+
+
+@pytest.mark.parametrize("tokens", [40, 300])
+def test_weights_that_follow_their_inputs_solve_the_ridge_regression(tokens: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(tokens, 96, generator=generator)
+    original = rows + 0.3 * torch.randn(tokens, 96, generator=generator)
+    weights = torch.randn(64, 96, generator=generator)
+    x, was, w = rows.double(), original.double(), weights.double()
+    moments = x.T @ x
+    ridge = solver.RIDGE * moments.diagonal().mean() * torch.eye(96)
+    expected = w + w @ torch.linalg.solve(moments + ridge, x.T @ (was - x)).T
+    moved = solver.follow_inputs(weights[None], [(rows, original)])[0]
+    assert (moved - expected).norm() < 1e-5 * (expected - w).norm()
