@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from onnx_moe.errors import CheckpointError
 from onnx_moe.export.api import ExportedLayer, _describe, _evaluating, _target, _trace, check_routers
+from onnx_moe.export.checkpoint.dense_units import quantize_dense_units
 from onnx_moe.export.checkpoint.expert_units import ExpertWeights
 from onnx_moe.export.checkpoint.skeleton import make_fake, without_experts
 from onnx_moe.export.checkpoint.sources import ParameterSource
@@ -45,6 +46,7 @@ class GraphOptions:
     fold_shared_experts: bool
     router_logits: bool
     opset: int
+    dense: str
 
 
 def trace_model(
@@ -72,6 +74,7 @@ def trace_model(
     _attach(pending, sources)
     _optimise(pending)
     tidy(graph, options.router_logits)
+    quantize_dense_units(graph, pending.units, options.dense, quantization.accuracy_level)
     return pending
 
 
