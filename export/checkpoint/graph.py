@@ -23,6 +23,7 @@ from onnx_moe.export.checkpoint.units import DenseUnit, Output, Unit
 from onnx_moe.export.discovery import find_layers
 from onnx_moe.export.experts import Quantization, fp4_experts
 from onnx_moe.export.finish import tidy
+from onnx_moe.next_gates import add_next_gates
 
 #: What a Decoder calls the model that it wraps.
 _WRAPPER = "model."
@@ -74,6 +75,7 @@ def trace_model(
     _attach(pending, sources)
     _optimise(pending)
     tidy(graph, options.router_logits)
+    add_next_gates(graph)
     quantize_dense_units(graph, pending.units, options.dense, quantization.accuracy_level)
     return pending
 
