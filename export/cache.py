@@ -91,19 +91,23 @@ class _StateLayer(LinearAttentionLayer):
     are what a first run starts from.
     """
 
-    def update_conv_state(self, conv_states: torch.Tensor, state_idx: int = 0, **_keywords: Any) -> torch.Tensor:
-        full = torch.cat([self.conv_states[state_idx], conv_states], dim=-1)
-        self.conv_states[state_idx] = full[..., -self.conv_kernel_size[state_idx] :]
+    def update_conv_state(
+        self, conv_states: torch.Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **_keywords: Any
+    ) -> torch.Tensor:
+        states: Any = self  # transformers allows for states that are not there yet
+        full = torch.cat([states.conv_states[state_idx], conv_states], dim=-1)
+        self.conv_states[state_idx] = full[..., -states.conv_kernel_size[state_idx] :]
         return full
 
     def update_recurrent_state(
         self, recurrent_states: torch.Tensor, state_idx: int = 0, **_keywords: Any
     ) -> torch.Tensor:
-        self.recurrent_states[state_idx] = recurrent_states.to(self.recurrent_states[state_idx].dtype)
+        states: Any = self
+        self.recurrent_states[state_idx] = recurrent_states.to(states.recurrent_states[state_idx].dtype)
         return recurrent_states
 
 
-class _StateAndAttentionLayer(_StateLayer, LinearAttentionAndFullAttentionLayer):
+class _StateAndAttentionLayer(_StateLayer, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc, override]  # as there
     pass
 
 
@@ -166,11 +170,12 @@ def _with_equal_widths(classes: tuple[type, ...], tensors: tuple[CacheTensor, ..
 def _walk(cache: Any) -> Iterator[tuple[int, str, int | None, torch.Tensor]]:
     """(layer, name, axis of tokens, tensor) of everything that `cache` holds."""
     for index, layer in enumerate(cache.layers):
-        if isinstance(layer, CacheLayerMixin) and layer.keys is not None:
-            yield index, "key", 2, layer.keys
-            yield index, "value", 2, layer.values
-        if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
-            yield index, "indexer_key", 1, layer.indexer_keys
+        held: Any = layer  # keys without values do not occur
+        if isinstance(layer, CacheLayerMixin) and held.keys is not None:
+            yield index, "key", 2, held.keys
+            yield index, "value", 2, held.values
+        if isinstance(layer, DynamicIndexedLayer) and held.indexer_keys is not None:
+            yield index, "indexer_key", 1, held.indexer_keys
         if isinstance(layer, LinearAttentionLayer):
             for kind in _STATES:
                 for number, state in getattr(layer, f"{kind}s").items():
@@ -180,6 +185,7 @@ def _walk(cache: Any) -> Iterator[tuple[int, str, int | None, torch.Tensor]]:
 
 def _make_layer(kind: type, held: Mapping[str, torch.Tensor]) -> Any:
     stand_in = _STAND_INS[kind]
+    layer: Any
     if issubclass(stand_in, LinearAttentionLayer):
         layer = stand_in(number_of_states=1 + max((_number(name) for name in held), default=0))
     else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from onnx_moe.errors import ExportError
 from onnx_moe.export.cache import cache_name
@@ -14,7 +14,7 @@ from onnx_moe.export.patching import is_weightless
 
 
 @dataclass
-class _Output(ModelOutput):  # type: ignore[misc]
+class _Output(ModelOutput):
     logits: torch.Tensor | None = None
     cache: Any = None
 

@@ -22,7 +22,6 @@ namespace onnx_moe {
 
 namespace {
 
-
 ElementType element_type(int32_t type) {
   require(type == ONNX_MOE_FLOAT || type == ONNX_MOE_FLOAT16 || type == ONNX_MOE_BFLOAT16, "element type ", type,
           " is unknown: use ONNX_MOE_FLOAT, ONNX_MOE_FLOAT16 or ONNX_MOE_BFLOAT16");

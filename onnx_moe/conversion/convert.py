@@ -32,7 +32,8 @@ def convert(model: ir.Model, *, format: str = "mxfp4", scale: str = "mse") -> in
         )
     for node in nodes:
         _CHECKS[node.op_type](node)
-    RewriteRuleSet([ConvertQMoE.rule(), ConvertMoE.rule(format, scale)]).apply_to_model(model)
+    rules = [ConvertQMoE.rule(), ConvertMoE.rule(format, scale)]  # type: ignore[no-untyped-call]
+    RewriteRuleSet(rules).apply_to_model(model)
     ir.passes.common.RemoveUnusedNodesPass()(model)  # and with them the weights in floating point
     model.opset_imports[DOMAIN] = VERSION
     return len(nodes)

@@ -109,11 +109,11 @@ def _cache_shapes(model: ir.Model) -> dict[int, dict[str, list[Any]]]:
             shapes.setdefault(int(layer), {})[name] = [
                 size if isinstance(size, int) else str(size) for size in value.shape
             ]
-    for layer, held in shapes.items():
+    for number, held in shapes.items():
         unknown = sorted(held.keys() - _TEMPLATES.keys())
         if unknown:
             raise InvalidModelError(
-                f"onnxruntime-genai keeps no {', '.join(unknown)}, which layer {layer} of this model needs: run it "
+                f"onnxruntime-genai keeps no {', '.join(unknown)}, which layer {number} of this model needs: run it "
                 "with onnx_moe.generation."
             )
     return shapes
