@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -26,8 +27,21 @@ def check_dense(dense: str) -> None:
         raise ExportError(f"dense={dense!r} is none of {', '.join(DENSE_BITS)}.")
 
 
-def quantize_dense(model: ir.Model, dense: str, accuracy_level: int = 0) -> int:
-    """Turns products with a constant matrix into MatMulNBits, and returns how many they were.
+@dataclass(frozen=True)
+class QuantizedProduct:
+    """A product that became MatMulNBits. weight: the name of the matrix that it had, [N, K] where `transposed`, else
+    [K, N]. codes, scales: the initializers that stand for it.
+    """
+
+    weight: str
+    transposed: bool
+    bits: int
+    codes: ir.Value
+    scales: ir.Value
+
+
+def quantize_dense(model: ir.Model, dense: str, accuracy_level: int = 0) -> list[QuantizedProduct]:
+    """Turns products with a constant matrix into MatMulNBits, and returns which.
 
     dense: "float" changes nothing. Embeddings, routers, norms and convolutions stay, and so does a matrix whose K is
     no multiple of the block. accuracy_level: as in MatMulNBits: 4 lets activations be int8.
@@ -35,15 +49,21 @@ def quantize_dense(model: ir.Model, dense: str, accuracy_level: int = 0) -> int:
     """
     bits = DENSE_BITS[dense]
     if bits is None:
-        return 0
+        return []
     products = [node for node in model.graph if node.domain == "" and node.op_type == "MatMul"]
     found = [(node, weight) for node in products if (weight := _Weight.of(node)) is not None]
-    for node, weight in found:
-        _replace(model.graph, node, weight, bits, accuracy_level)
+    quantized = [_replace(model.graph, node, weight, bits, accuracy_level) for node, weight in found]
     if found:
         model.graph.opset_imports[_DOMAIN] = 1
     _drop_unused(model.graph, [weight for _, weight in found])
-    return len(found)
+    return quantized
+
+
+def quantize_matrix(matrix: NDArray[np.floating], bits: int) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+    """Codes [N, K / 32, 4 · bits] and scales [N, K / 32] of a matrix [K, N]; each column has its own."""
+    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, bits=bits)
+    codes, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(matrix)
+    return codes, scales
 
 
 class _Weight:
@@ -78,44 +98,33 @@ class _Weight:
         return np.ascontiguousarray(array.T if self.transposed else array)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, weight: _Weight, bits: int, accuracy_level: int) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, weight: _Weight, bits: int, accuracy_level: int) -> QuantizedProduct:
     rows, columns = weight.shape
     blocks = rows // BLOCK_SIZE
-    quantized = _Quantized(weight, bits)
     name = f"{weight.value.name}.transposed" if weight.transposed else f"{weight.value.name}"
-    inputs = [
-        node.inputs[0],
-        _initializer(graph, f"{name}.int{bits}", quantized.codes, ir.DataType.UINT8, (columns, blocks, 4 * bits)),
-        _initializer(graph, f"{name}.int{bits}_scales", quantized.scales, weight.dtype, (columns, blocks)),
-    ]
+    # Each is made anew when it is asked for: a model's matrices never are in memory together.
+    codes = _initializer(
+        graph,
+        f"{name}.int{bits}",
+        lambda: quantize_matrix(weight.numpy(), bits)[0],
+        ir.DataType.UINT8,
+        (columns, blocks, 4 * bits),
+    )
+    scales = _initializer(
+        graph,
+        f"{name}.int{bits}_scales",
+        lambda: quantize_matrix(weight.numpy(), bits)[1],
+        weight.dtype,
+        (columns, blocks),
+    )
     attributes = {"K": rows, "N": columns, "bits": bits, "block_size": BLOCK_SIZE, "accuracy_level": accuracy_level}
     output = node.outputs[0]
-    replacement = ir.node("MatMulNBits", inputs, attributes, domain=_DOMAIN, outputs=[ir.Value(name=output.name)])
+    replacement = ir.node(
+        "MatMulNBits", [node.inputs[0], codes, scales], attributes, domain=_DOMAIN, outputs=[ir.Value(name=output.name)]
+    )
     replacement.outputs[0].type, replacement.outputs[0].shape = output.type, output.shape
     ir.convenience.replace_nodes_and_values(graph, node, [node], [replacement], [output], replacement.outputs)
-
-
-class _Quantized:
-    """Codes and scales of a weight, each made anew when it is asked for: a model's matrices never are in memory
-    together.
-    """
-
-    def __init__(self, weight: _Weight, bits: int) -> None:
-        self._weight, self._bits = weight, bits
-
-    def codes(self) -> NDArray[np.uint8]:
-        codes: NDArray[np.uint8] = self._run()[0]
-        return codes
-
-    def scales(self) -> NDArray[np.floating]:
-        scales: NDArray[np.floating] = self._run()[1]
-        return scales
-
-    def _run(self) -> tuple[NDArray[np.uint8], NDArray[np.floating], NDArray[np.uint8]]:
-        config = DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, bits=self._bits)
-        result: tuple[NDArray[np.uint8], NDArray[np.floating], NDArray[np.uint8]]
-        result = DefaultWeightOnlyQuantizer(config).qbits_block_quant(self._weight.numpy())
-        return result
+    return QuantizedProduct(weight.value.name or "", weight.transposed, bits, codes, scales)
 
 
 def _initializer(

@@ -111,7 +111,7 @@ def export_checkpoint(
         # Shared experts of a checkpoint in FP4 stay what its author made them.
         fold = options.fold_shared_experts and own_format is None
         progress.stage("tracing the decoder")
-        graph_options = GraphOptions(fold, options.router_logits, options.opset)
+        graph_options = GraphOptions(fold, options.router_logits, options.opset, options.dense)
         pending = trace_model(model, sources, quantization, graph_options)
         del model
         plan = make_plan(pending.units.values(), options.shard_bytes)
@@ -213,7 +213,7 @@ class _Export:
                         name=name,
                         base_dir=self.partial,
                     )
-        notes = {"format": format, "scale": self.options.scale, "torch": torch.__version__}
+        notes = {"format": format, "scale": self.options.scale, "dense": self.options.dense, "torch": torch.__version__}
         add_metadata(model, {"version": versions()["onnx-moe"], **notes})
         if self.options.functions:
             add_functions(model)

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from onnx_moe.errors import CheckpointError
 from onnx_moe.export.api import ExportedLayer, _describe, _evaluating, _target, _trace, check_routers
+from onnx_moe.export.checkpoint.dense_units import quantize_dense_units
 from onnx_moe.export.checkpoint.expert_units import ExpertWeights
 from onnx_moe.export.checkpoint.skeleton import make_fake, without_experts
 from onnx_moe.export.checkpoint.sources import ParameterSource
@@ -22,6 +23,7 @@ from onnx_moe.export.checkpoint.units import DenseUnit, Output, Unit
 from onnx_moe.export.discovery import find_layers
 from onnx_moe.export.experts import Quantization, fp4_experts
 from onnx_moe.export.finish import tidy
+from onnx_moe.next_gates import add_next_gates
 
 #: What a Decoder calls the model that it wraps.
 _WRAPPER = "model."
@@ -45,6 +47,7 @@ class GraphOptions:
     fold_shared_experts: bool
     router_logits: bool
     opset: int
+    dense: str
 
 
 def trace_model(
@@ -72,6 +75,8 @@ def trace_model(
     _attach(pending, sources)
     _optimise(pending)
     tidy(graph, options.router_logits)
+    add_next_gates(graph)
+    quantize_dense_units(graph, pending.units, options.dense, quantization.accuracy_level)
     return pending
 
 

@@ -9,6 +9,7 @@ import torch
 
 from onnx_moe.errors import ExportError, InvalidAttributeError
 from onnx_moe.export.api import DEFAULT_OPSET
+from onnx_moe.export.dense import check_dense
 from onnx_moe.export.experts import Quantization
 from onnx_moe.operators import EXPERT_GEMM, validate_attributes
 
@@ -30,6 +31,7 @@ class CheckpointOptions:
     scale: str = "mse"
     accuracy_level: int = 0
     weight_layout: str = "rows"
+    dense: str = "float"
     fold_shared_experts: bool = True
     router_logits: bool = False
     functions: bool = True
@@ -41,6 +43,7 @@ class CheckpointOptions:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidAttributeError(f"dtype={self.dtype!r} is unknown: use one of {', '.join(DTYPES)}.")
+        check_dense(self.dense)
         if self.shard_bytes <= 0:
             raise InvalidAttributeError(f"shard_bytes={self.shard_bytes} must be positive.")
         validate_attributes(EXPERT_GEMM, self.quantization(None).attributes())

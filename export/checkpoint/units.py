@@ -65,6 +65,14 @@ class Unit(Protocol):
     def jobs(self) -> Iterator[Job]: ...
 
 
+def row_parts(source: ParameterSource) -> Iterator[range]:
+    """The rows of a matrix in parts of about the bytes of a job."""
+    rows = source.shape[0]
+    step = max(1, rows * _CHUNK // source.nbytes)
+    for first in range(0, rows, step):
+        yield range(first, min(first + step, rows))
+
+
 @dataclass(frozen=True)
 class DenseUnit:
     """A parameter in the element type of `output`; transposed, if the graph takes it so; with `change` made to it."""
@@ -88,9 +96,7 @@ class DenseUnit:
         if self.source.converter is not None or self.change is not None or stored <= _CHUNK:
             yield Job(stored, stored + 3 * written, lambda write: self._write_all(write, range(rows)))
             return
-        step = max(1, rows * _CHUNK // stored)
-        for first in range(0, rows, step):
-            part = range(first, min(first + step, rows))
+        for part in row_parts(self.source):
             share = stored * len(part) // rows
             yield Job(share, share + 3 * written * len(part) // rows, self._rows_job(part))
 

@@ -83,6 +83,7 @@ def export(
         "scale": scale,
         "accuracy_level": accuracy_level,
         "weight_layout": layout,
+        "dense": dense,
         "fold_shared_experts": fold_shared_experts,
         "router_logits": router_logits,
         "functions": functions,
@@ -92,7 +93,7 @@ def export(
         "attention": attention,
         "shard_bytes": None if shard_size is None else parse_bytes(shard_size),
     }
-    module = {"dense": None if dense == "float" else dense, "calibrate": calibrate}
+    module = {"calibrate": calibrate}
     if _names_a_checkpoint(source):
         _refuse(module, "Python functions", f"{source} is a checkpoint")
         _export_checkpoint(source, output, {**common, **_given(checkpoint)})
