@@ -19,7 +19,7 @@ def _adapt_llama4(module: Any) -> ExpertLayer:
     def forward(run: RunExperts, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = hidden_states.reshape(-1, module.hidden_dim)
         ids, weights, logits = torch.ops.onnx_moe.router(
-            rows, module.router.weight, None, None, top_k=module.top_k, scoring="sigmoid_after_topk"
+            rows, module.router.weight, None, None, None, top_k=module.top_k, scoring="sigmoid_after_topk"
         )
         slots = rows.unsqueeze(1) * weights.to(rows.dtype).unsqueeze(-1)
         return module.shared_expert(rows) + run(slots, ids, torch.ones_like(weights)), logits
@@ -49,7 +49,7 @@ def _adapt_jetmoe(module: Any) -> ExpertLayer:
     def forward(run: RunExperts, layer_input: torch.Tensor) -> torch.Tensor:
         rows = layer_input.reshape(-1, module.input_size)
         ids, weights, _ = torch.ops.onnx_moe.router(
-            rows, module.router.layer.weight, None, None, top_k=module.router.top_k, scoring="softmax_after_topk"
+            rows, module.router.layer.weight, None, None, None, top_k=module.router.top_k, scoring="softmax_after_topk"
         )
         output: torch.Tensor = run(rows, ids, weights) + module.bias
         return output.view_as(layer_input)

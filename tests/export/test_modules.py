@@ -69,8 +69,9 @@ def test_decoder_layer(model_type: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["mixtral", "glm4_moe_lite"])
 def test_decoder_layer_in_float16(model_type: str, tmp_path: Path) -> None:
-    torch.manual_seed(3)
-    _export_and_compare(DecoderLayer(make_model(model_type, torch.float16)), torch.float16, tmp_path / "layer.onnx")
+    layer = DecoderLayer(make_model(model_type, torch.float16))  # which seeds for itself
+    torch.manual_seed(3)  # inputs of which none is a tie between experts within float16: rounding decides those
+    _export_and_compare(layer, torch.float16, tmp_path / "layer.onnx")
 
 
 @pytest.mark.parametrize(

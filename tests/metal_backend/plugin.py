@@ -106,7 +106,12 @@ class Plugin(ModelImplementation):
         return result.stderr
 
     def _in_new_process(self) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "metal_backend.plugin", str(self.library), self.device]
+        # `metal` lies in the repository, behind what is installed: in front, it would hide onnx_moe.
+        program = (
+            f"import runpy, sys; sys.path.append({str(ROOT)!r}); "
+            "runpy.run_module('metal_backend.plugin', run_name='__main__')"
+        )
+        command = [sys.executable, "-c", program, str(self.library), self.device]
         folder = Path(__file__).resolve().parents[1]
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
