@@ -99,7 +99,8 @@ def follow_inputs(weights: torch.Tensor, inputs: Sequence[tuple[torch.Tensor, to
 def _damped_cholesky(moments: torch.Tensor, damping: float) -> torch.Tensor:
     """float32 is enough: a ridge of RIDGE bounds the condition number."""
     moments.diagonal().add_(damping)
-    return torch.linalg.cholesky(moments)
+    factor: torch.Tensor = torch.linalg.cholesky(moments)
+    return factor
 
 
 def _inverse_factors(hessians: torch.Tensor) -> torch.Tensor:
