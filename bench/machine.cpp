@@ -105,19 +105,28 @@ extern "C" double bench_tiles(int threads) {
   constexpr long kTileData = 18;
   if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return 0;
   const double time = seconds(threads, [](int) {
-    alignas(64) uint8_t shapes[64] = {1};  // the first palette: 16 rows of 64 bytes
+    struct Shapes {
+      uint8_t bytes[64];
+    };
+    Shapes found;  // by Torch, which relies on it
+    __asm__ volatile("sttilecfg %0" : "=m"(found));
+    Shapes shapes{{1}};  // the first palette: 16 rows of 64 bytes
     for (int tile = 0; tile < 8; ++tile) {
-      shapes[16 + 2 * tile] = 64;
-      shapes[48 + tile] = 16;
+      shapes.bytes[16 + 2 * tile] = 64;
+      shapes.bytes[48 + tile] = 16;
     }
-    _tile_loadconfig(shapes);
+    __asm__ volatile("ldtilecfg %0" ::"m"(shapes));
     for (long n = 0; n < kRounds / 4; ++n) {
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_release();
+    if (found.bytes[0] == 0) {
+      __asm__ volatile("tilerelease");
+    } else {
+      __asm__ volatile("ldtilecfg %0" ::"m"(found));
+    }
   });
   return threads * (kRounds / 4) * 4.0 * 16 * 16 * 32 * 2 / time;
 #else

@@ -3,8 +3,6 @@
 // float32.
 #pragma once
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstdint>
 
@@ -38,13 +36,19 @@ ONNX_MOE_INLINE inline void multiply_tiles() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kRows), "i"(kWeights));
 }
 
-// The shapes of a thread's tiles while it multiplies; given up in the end, so that the system need not save them when
-// it switches threads.
+// The shapes of a thread's tiles while it multiplies. In the end those are there again that were found: other libraries
+// (oneDNN, as Torch uses it) remember what a thread has loaded, and their next product would be an illegal instruction.
+// Where nothing was loaded, tiles are given up, so that the system need not save them when it switches threads.
 class TileShapes {
  public:
-  TileShapes() = default;
+  TileShapes() { __asm__ volatile("sttilecfg %0" : "=m"(found_)); }
   ~TileShapes() {
-    if (key_ > 0) _tile_release();
+    if (key_ == 0) return;
+    if (found_.palette == 0) {
+      __asm__ volatile("tilerelease");
+    } else {
+      load(found_);
+    }
   }
   TileShapes(const TileShapes&) = delete;
   TileShapes& operator=(const TileShapes&) = delete;
@@ -60,7 +64,7 @@ class TileShapes {
       configuration.row_bytes[tile] = kTileRowBytes;
       configuration.rows[tile] = static_cast<uint8_t>(rows_of(tile));
     }
-    _tile_loadconfig(&configuration);
+    load(configuration);
   }
 
  private:
@@ -74,6 +78,9 @@ class TileShapes {
   };
   static_assert(sizeof(Configuration) == 64);
 
+  static void load(const Configuration& configuration) { __asm__ volatile("ldtilecfg %0" ::"m"(configuration)); }
+
+  Configuration found_;
   int64_t key_ = 0;  // of the shapes that are loaded
 };
 
