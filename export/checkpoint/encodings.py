@@ -34,8 +34,8 @@ class Weight(Protocol):
 
 
 @dataclass(frozen=True)
-class PlainWeight:
-    """Floating-point numbers, or whatever the model has there."""
+class _StoredWeight:
+    """A weight of a stored tensor's name and shape."""
 
     stored: StoredTensor
 
@@ -46,6 +46,10 @@ class PlainWeight:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.stored.shape
+
+
+class PlainWeight(_StoredWeight):
+    """Floating-point numbers, or whatever the model has there."""
 
     @property
     def parts(self) -> tuple[StoredTensor, ...]:
@@ -122,19 +126,10 @@ class Fp4Weight:
 
 
 @dataclass(frozen=True)
-class Fp8Weight:
+class Fp8Weight(_StoredWeight):
     """E4M3 numbers [N, K] with a float scale for each block of 128 × 128, or one for each row, or for the matrix."""
 
-    stored: StoredTensor
     scale: StoredTensor
-
-    @property
-    def name(self) -> str:
-        return self.stored.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored.shape
 
     @property
     def parts(self) -> tuple[StoredTensor, ...]:
