@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,21 +32,28 @@ def relative_error(actual: Array, expected: Array) -> float:
     return float(np.linalg.norm(actual.astype(np.float64) - expected) / np.linalg.norm(expected))
 
 
+def say_at_once(line: str) -> None:
+    print(line, flush=True)
+
+
 @dataclass
 class Report:
-    """Prints a line for each comparison; `right` while all are within bounds."""
+    """Says a line for each comparison; `right` while all are within bounds."""
 
+    say: Callable[[str], None] = say_at_once
     right: bool = True
 
     def line(self, model: Model, tokens: int, what: str, error: float, bound: float = BOUND) -> None:
         self.right &= error <= bound  # False for NaN
         mark = "" if error <= bound else f"  WRONG: at most {bound:.0e}"
-        print(f"{model.name:14} {tokens:5} tokens  {what:28} {error:.2e}{mark}", flush=True)
+        self.say(f"{model.name:14} {tokens:5} tokens  {what:28} {error:.2e}{mark}")
 
 
-def check(device: KeepingDevice, models: tuple[Model, ...], token_counts: tuple[int, ...]) -> bool:
+def check(
+    device: KeepingDevice, models: tuple[Model, ...], token_counts: tuple[int, ...], report: Report | None = None
+) -> bool:
     """Everything for each model and number of tokens; whether all of it is right."""
-    report = Report()
+    report = report or Report()
     for model in models:
         rng = np.random.default_rng(len(model.name))
         block = draw_block(rng, model)
