@@ -15,8 +15,6 @@ constant uint HAS_CORRECTION [[function_constant(5)]];
 constant uint HAS_LOGITS [[function_constant(6)]];  // whether anybody wants router_logits
 constant uint HAS_COUNTS [[function_constant(7)]];  // whether assignments are grouped: counts begins as zeros
 
-constant constexpr uint MAX_EXPERTS = 1024;
-constant constexpr uint MAX_SLOTS = 32;
 constant constexpr uint NONE = 0xFFFFFFFFu;
 
 inline float read_parameter(device const uchar* values, uint kind, ulong index) {
@@ -73,7 +71,9 @@ inline float group_score(threadgroup const float* keys, uint count) {
       second = keys[i];
     }
   }
-  return TOP2_SUM ? best + second : best;
+  // An infinity and its opposite: the group comes last.
+  const float score = TOP2_SUM ? best + second : best;
+  return isnan(score) ? -INFINITY : score;
 }
 
 // Keys outside the best groups become -infinity. `groups` is scratch.
@@ -117,10 +117,10 @@ kernel void router(constant RouterArguments& arguments [[buffer(0)]],
                    uint simdgroups [[simdgroups_per_threadgroup]],
                    uint simdgroup [[simdgroup_index_in_threadgroup]],
                    uint lane [[thread_index_in_simdgroup]]) {
-  threadgroup float scores[MAX_EXPERTS];
-  threadgroup float keys[MAX_EXPERTS];
-  threadgroup float groups[MAX_EXPERTS];
-  threadgroup float chosen[MAX_SLOTS];
+  threadgroup float scores[ROUTER_EXPERTS];
+  threadgroup float keys[ROUTER_EXPERTS];
+  threadgroup float groups[ROUTER_EXPERTS];
+  threadgroup float chosen[ROUTER_SLOTS];
   const uint experts = arguments.num_experts;
   for (uint e = simdgroup; e < experts; e += simdgroups) {
     float logit = 0.0f;
