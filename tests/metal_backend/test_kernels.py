@@ -22,6 +22,7 @@ pytestmark = needs_compiler
 SIMULATED_GEMM_CASES = [
     c for c in GEMM_CASES if c.weight_layout == "rows" and np.prod(c.tokens) * c.slots * c.rows * c.columns < 2e6
 ][::3]
+SPECIAL_GEMM_CASES = [c for c in GEMM_CASES if c.weight_layout == "rows" and c.weights != "random" and c.rows < 100]
 SIMULATED_ROUTER_CASES = [c for c in ROUTER_CASES if c.top_k <= 32 and np.prod(c.tokens) < 100][::3]
 
 RACED_GEMM = GemmCase(tokens=(20,), rows=68, blocks=2, gated=True, activation="silu", num_experts=3, combine=True)
@@ -47,6 +48,12 @@ def test_gemm(case: GemmCase) -> None:
 @pytest.mark.parametrize("case", SIMULATED_ROUTER_CASES, ids=case_id)
 def test_router(case: RouterCase) -> None:
     check_router_case(SimulatedDevice(SCHEDULES[SIMULATED_ROUTER_CASES.index(case) % 3]), case)
+
+
+@pytest.mark.parametrize("case", SPECIAL_GEMM_CASES, ids=case_id)
+def test_special_values_where_subnormals_are_flushed(case: GemmCase) -> None:
+    """Apple GPUs may take float subnormals for zeros: scales of 2^-127 and NaN must not depend on them."""
+    check_gemm_case(SimulatedDevice(flush_subnormals=True), case, REGIMES)
 
 
 def test_more_slots_than_one_dispatch_combines() -> None:
