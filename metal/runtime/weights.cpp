@@ -7,7 +7,7 @@ namespace onnx_moe::metal {
 namespace {
 
 // Copies from this size on are worth a word: smaller tensors lie in the model file itself, where nothing is aligned.
-constexpr size_t kRemarkFrom = size_t{1} << 20;
+constexpr size_t kRemarkFrom = size_t{64} << 10;
 
 }  // namespace
 
@@ -40,8 +40,8 @@ void Weights::take(const ConstantMemory& constant) {
 std::string Weights::remark() const {
   std::string remark;
   if (copied_bytes_ >= kRemarkFrom) {
-    remark = "the GPU has a copy of " + std::to_string(copied_bytes_ >> 20) +
-             " MiB of its weights: Metal does not take them where they lie (external data that begins at multiples of "
+    remark = "the GPU has a copy of " + std::to_string(copied_bytes_ >> 10) +
+             " KiB of its weights: Metal does not take them where they lie (external data that begins at multiples of "
              "16 bytes, as onnx_moe.export writes it, needs none)";
   }
   if (!not_resident_.empty()) {

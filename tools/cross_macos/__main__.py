@@ -41,6 +41,7 @@ def configure(build: Path, sysroot: Path, headers: Path) -> None:
         "ONNX_MOE_SYSROOT": sysroot,
         "ONNX_MOE_MACOS": ".".join(map(str, MACOS)),
         "ONNX_MOE_METAL": "ON",
+        "ONNX_MOE_WARNINGS_AS_ERRORS": "ON",
         "ONNX_MOE_METAL_CPP": headers,
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",

@@ -1,6 +1,7 @@
 // A Metal device of fibers, for tests of the host runtime: it holds its caller to Metal's rules and reports a kernel's
 // misuse as the command buffer's error. What it pretends to be is in the environment: ONNX_MOE_SIMULATOR_NO_DEVICE,
 // _MACOS (15), _GPU_FAMILY (1007, which is Apple7), _SIMD_WIDTH (32), _WORKING_SET, _MOST_BUFFER_BYTES, _NO_WRAPS, _NO_RESIDENCY.
+#include <atomic>
 #include <cstdlib>
 
 #include "runtime.h"
@@ -8,6 +9,8 @@
 namespace fake {
 
 namespace {
+
+std::atomic<uint64_t> devices_asked_for{0};
 
 struct Version {
   int64_t major, minor, patch;
@@ -56,6 +59,7 @@ Object* failed(Object** error, const std::string& text) {
 
 extern "C" {
 fake::Object* MTLCreateSystemDefaultDevice() {
+  ++fake::devices_asked_for;
   if (std::getenv("ONNX_MOE_SIMULATOR_NO_DEVICE")) return nullptr;
   fake::define_foundation_classes();
   fake::define_library_classes();
@@ -67,6 +71,10 @@ fake::Object* MTLCreateSystemDefaultDevice() {
       });
   fake::method("Device", "name", +[](fake::Object*) { return fake::make_string("Simulated GPU"); });
   return fake::create("Device");
+}
+// How often somebody looked for a device.
+__attribute__((visibility("default"))) uint64_t onnx_moe_simulator_devices_asked_for() {
+  return fake::devices_asked_for;
 }
 fake::Object* MTLCopyAllDevices() { return nullptr; }
 fake::Object* MTLCopyAllDevicesWithObserver(fake::Object**, void*) { return nullptr; }
