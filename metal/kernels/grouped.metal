@@ -36,7 +36,8 @@ struct EightActivations {
 inline EightActivations load_eight(device const ELEMENT* x, bool is_there) {
   EightActivations eight;
   for (uint i = 0; i < EIGHT * sizeof(ELEMENT) / 16; ++i) {
-    eight.words[i] = is_there ? ((device const uint4*)x)[i] : uint4(0u);
+    eight.words[i] = uint4(0u);
+    if (is_there) eight.words[i] = ((device const uint4*)x)[i];
   }
   return eight;
 }

@@ -2,6 +2,7 @@
 // groups, chooses and weighs. Ties go to the lowest id. Where assignments are grouped next, it counts each expert's.
 #include <metal_stdlib>
 
+#include "activations.h"
 #include "arguments.h"
 
 using namespace metal;
@@ -15,10 +16,29 @@ constant uint HAS_CORRECTION [[function_constant(5)]];
 constant uint HAS_LOGITS [[function_constant(6)]];  // whether anybody wants router_logits
 constant uint HAS_COUNTS [[function_constant(7)]];  // whether assignments are grouped: counts begins as zeros
 
+constant constexpr uint EIGHT = 8;  // elements of a step: 16 or 32 bytes
 constant constexpr uint NONE = 0xFFFFFFFFu;
 
 inline float read_parameter(device const uchar* values, uint kind, ulong index) {
   return kind == 1 ? ((device const float*)values)[index] : float(((device const ELEMENT*)values)[index]);
+}
+
+// A lane's part of the product of a token with a row of the gate: by 16 bytes where rows begin at multiples of that.
+template <typename Gate>
+inline float gate_product(device const ELEMENT* hidden, device const Gate* gate, uint columns, uint lane) {
+  float sum = 0.0f;
+  if (columns % EIGHT == 0) {
+    for (uint first = EIGHT * lane; first < columns; first += EIGHT * SIMD_WIDTH) {
+      float x[EIGHT];
+      float weights[EIGHT];
+      load_values(hidden + first, EIGHT, x);
+      load_values(gate + first, EIGHT, weights);
+      for (uint j = 0; j < EIGHT; ++j) sum = fma(x[j], weights[j], sum);
+    }
+  } else {
+    for (uint h = lane; h < columns; h += SIMD_WIDTH) sum = fma(float(hidden[h]), float(gate[h]), sum);
+  }
+  return sum;
 }
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
@@ -127,10 +147,11 @@ kernel void router(constant RouterArguments& arguments [[buffer(0)]],
     if (GATE == 0) {
       logit = float(hidden_states[ulong(token) * experts + e]);
     } else {
-      device const ELEMENT* row = hidden_states + ulong(token) * arguments.hidden_size;
-      for (uint h = lane; h < arguments.hidden_size; h += 32) {
-        logit = fma(float(row[h]), read_parameter(gate_weight, GATE, ulong(e) * arguments.hidden_size + h), logit);
-      }
+      const uint columns = arguments.hidden_size;
+      device const ELEMENT* hidden = hidden_states + ulong(token) * columns;
+      const ulong row = ulong(e) * columns;
+      if (GATE == 1) logit = gate_product(hidden, (device const float*)gate_weight + row, columns, lane);
+      if (GATE == 2) logit = gate_product(hidden, (device const ELEMENT*)gate_weight + row, columns, lane);
       logit = simd_sum(logit);
     }
     if (GATE_BIAS != 0) logit += read_parameter(gate_bias, GATE_BIAS, e);

@@ -39,11 +39,12 @@ void misuse_residency(const std::string& what, MTL::Device& device, MTL::Command
 
 Owned<MTL::ComputePipelineState> make_pipeline(MTL::Device& device) {
   const auto source = onnx_moe::metal::text("kernel void nothing(device uint* y [[buffer(1)]]) {}");
-  const auto library = NS::TransferPtr(device.newLibrary(source, nullptr, nullptr));
+  NS::Error* error = nullptr;
+  const auto library = NS::TransferPtr(device.newLibrary(source, static_cast<MTL::CompileOptions*>(nullptr), &error));
   const auto constants = NS::TransferPtr(MTL::FunctionConstantValues::alloc()->init());
-  const auto function = NS::TransferPtr(
-      library->newFunction(onnx_moe::metal::text("nothing"), constants.get(), static_cast<NS::Error**>(nullptr)));
-  return NS::TransferPtr(device.newComputePipelineState(function.get(), static_cast<NS::Error**>(nullptr)));
+  const auto function =
+      NS::TransferPtr(library->newFunction(onnx_moe::metal::text("nothing"), constants.get(), &error));
+  return NS::TransferPtr(device.newComputePipelineState(function.get(), &error));
 }
 
 void misuse(const std::string& what, MTL::Device& device) {
