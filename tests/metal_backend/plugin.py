@@ -181,9 +181,9 @@ def run_node_twice(plugin: Plugin) -> dict[str, int]:
 
 def run_block(plugin: Plugin) -> dict[str, int]:
     """A session of three nodes."""
-    y = np.empty((3, test_fusion.OUTPUT), np.float32)
-    plugin.evaluate(test_fusion.block_model(), {"x": np.ones((3, test_fusion.HIDDEN), np.float32)}, {"y": y})
-    assert np.isfinite(y).all()
+    outputs = {"y": np.empty((3, test_fusion.OUTPUT), np.float32)}
+    x = np.ones((3, test_fusion.HIDDEN), np.float32)
+    assert np.isfinite(plugin.evaluate(test_fusion.block_model(), {"x": x}, outputs)["y"]).all()
     return {}
 
 
