@@ -28,24 +28,18 @@ inline uint4 load_codes(device const uchar* row, uint column, uint columns) {
   return uint4(low.x, low.y, high.x, high.y);
 }
 
-// Activations as they lie in memory: they are on their way until they are unpacked.
-struct EightActivations {
-  uint4 words[EIGHT * sizeof(ELEMENT) / 16];
-};
+constant constexpr uint LOADS = EIGHT * sizeof(ELEMENT) / 16;  // of eight activations
 
-inline EightActivations load_eight(device const ELEMENT* x, bool is_there) {
-  EightActivations eight;
-  for (uint i = 0; i < EIGHT * sizeof(ELEMENT) / 16; ++i) {
-    eight.words[i] = uint4(0u);
-    if (is_there) eight.words[i] = ((device const uint4*)x)[i];
+// Eight activations as they lie in memory, zeros where they are not there: on their way until they are unpacked.
+inline void load_eight(device const ELEMENT* x, bool are_there, thread uint4* words) {
+  for (uint i = 0; i < LOADS; ++i) {
+    words[i] = uint4(0u);
+    if (are_there) words[i] = ((device const uint4*)x)[i];
   }
-  return eight;
 }
 
-inline void unpack_eight(EightActivations eight, device const ELEMENT* source, thread float* values) {
-  for (uint i = 0; i < EIGHT * sizeof(ELEMENT) / 16; ++i) {
-    unpack(eight.words[i], source, values + i * (16 / sizeof(ELEMENT)));
-  }
+inline void unpack_eight(thread const uint4* words, device const ELEMENT* source, thread float* values) {
+  for (uint i = 0; i < LOADS; ++i) unpack(words[i], source, values + i * (EIGHT / LOADS));
 }
 
 kernel void expert_grouped(constant ExpertGemmArguments& arguments [[buffer(0)]],
@@ -99,7 +93,8 @@ kernel void expert_grouped(constant ExpertGemmArguments& arguments [[buffer(0)]]
   // What the next step and the next period need is on its way while this one's tile is multiplied.
   const uint own_column = LOADED * part;
   uint4 next_codes = load_codes(codes, own_column, columns);
-  EightActivations next_x = load_eight(x_source + own_column, has_x && own_column < columns);
+  uint4 next_x[LOADS];
+  load_eight(x_source + own_column, has_x && own_column < columns, next_x);
   for (uint base = 0; base < columns; base += PERIOD) {
     const uint4 words = next_codes;
     next_codes = load_codes(codes, base + PERIOD + own_column, columns);
@@ -110,7 +105,7 @@ kernel void expert_grouped(constant ExpertGemmArguments& arguments [[buffer(0)]]
       unpack_eight(next_x, x, values);
       for (uint i = 0; i < EIGHT; ++i) x_values[i] = values[i];
       const uint following = step + 1 < LOADED / EIGHT ? column_in_row + EIGHT : base + PERIOD + own_column;
-      next_x = load_eight(x_source + following, has_x && following < columns);
+      load_eight(x_source + following, has_x && following < columns, next_x);
       if (inside && has_weight) {
         const BlockScale scale = load_scale(row_scales, column_in_row / BLOCK_SIZE);
         const float unit = scale.unit * LIFT;
