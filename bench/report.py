@@ -88,7 +88,9 @@ def chart(results: list[Result], path: Path) -> None:
     groups = group(results)
     columns = min(2, len(groups))
     lines = -(-len(groups) // columns)
-    figure, axes = pyplot.subplots(lines, columns, figsize=(7.5 * columns, 5 * lines), squeeze=False)
+    figure, axes = pyplot.subplots(
+        lines, columns, figsize=(7.5 * columns, 5.5 * lines), squeeze=False, layout="constrained"
+    )
     for axis, (name, threads, items) in zip(axes.flat, groups, strict=False):
         for implementation in items[0].seconds:
             ours = is_ours(implementation)
@@ -106,8 +108,8 @@ def chart(results: list[Result], path: Path) -> None:
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
         axis.grid(visible=True, alpha=0.3)
-        axis.legend(fontsize=7)
     for axis in list(axes.flat)[len(groups) :]:
         axis.remove()
-    figure.tight_layout()
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=110)
