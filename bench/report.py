@@ -17,7 +17,7 @@ _LEVEL_0 = ("mxfp4, level 0", "mxfp4 interleaved, level 0")
 _LEVEL_4 = ("mxfp4, level 4", "mxfp4 interleaved, level 4")
 COMPARISONS = {
     "QMoE mxfp4": (*_LEVEL_0, *_LEVEL_4),
-    "QMoE nvfp4": ("nvfp4, level 0",),
+    "QMoE nvfp4": ("nvfp4, level 0", "nvfp4 interleaved, level 0"),
     "QMoE int4/32, level 0": _LEVEL_0,
     "QMoE int4/32, level 4": _LEVEL_4,
     "QMoE int4/128, level 4": _LEVEL_4,
