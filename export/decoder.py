@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from onnx_moe.export.cache import CacheLayout, cache_name, find_cache_layout
+from onnx_moe.export.kv_cache import CacheLayout, cache_name, find_cache_layout
 from onnx_moe.export.text_model import TextModel, find_text_model
 from onnx_moe.export.tracing import traceable
 

@@ -75,6 +75,12 @@ def add_metadata(model: ir.Model, entries: dict[str, str]) -> None:
     model.metadata_props.update({f"onnx_moe.{key}": value for key, value in entries.items()})
 
 
+def source_name(source: str) -> str:
+    """How a file may name the model that it was made from: the hub's name, or a folder's own, without its place."""
+    is_path = Path(source).expanduser().exists() or source.startswith(("/", ".", "~")) or source.count("/") != 1
+    return Path(source).expanduser().resolve().name if is_path else source
+
+
 def prepare_folder(path: Path) -> None:
     """Makes the folder of `path`: a place that cannot be written to is better known before the work than after it."""
     try:

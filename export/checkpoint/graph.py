@@ -14,7 +14,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from onnx_moe.errors import CheckpointError
-from onnx_moe.export.api import ExportedLayer, _describe, _evaluating, _target, _trace, check_routers
 from onnx_moe.export.checkpoint.dense_units import quantize_dense_units
 from onnx_moe.export.checkpoint.expert_units import ExpertWeights
 from onnx_moe.export.checkpoint.skeleton import make_fake, without_experts
@@ -22,7 +21,9 @@ from onnx_moe.export.checkpoint.sources import ParameterSource
 from onnx_moe.export.checkpoint.units import DenseUnit, Output, Unit
 from onnx_moe.export.discovery import find_layers
 from onnx_moe.export.experts import Quantization, fp4_experts
+from onnx_moe.export.exported_layers import ExportedLayer, check_routers, describe_layer
 from onnx_moe.export.finish import tidy
+from onnx_moe.export.target import evaluating, make_target, trace
 from onnx_moe.next_gates import add_next_gates
 
 #: What a Decoder calls the model that it wraps.
@@ -57,8 +58,8 @@ def trace_model(
     _load_buffers(model, sources)
     mode = make_fake(model)
     with mode, without_experts(model):
-        target = _target(model, None, None, None, None)
-    with _evaluating(model):
+        target = make_target(model, None)
+    with evaluating(model):
 
         def run() -> None:
             with mode:
@@ -69,8 +70,8 @@ def trace_model(
             check_routers(layers)
         experts = ExpertWeights(target.module, sources, _WRAPPER, mode)
         with fp4_experts(layers, quantization, lambda _layer: None, experts.make_buffers), mode:
-            graph = _trace(target, target.example, options.opset, optimize=False)
-        described = tuple(_describe(layer) for layer in layers)
+            graph = trace(target, target.example, options.opset, optimize=False)
+        described = tuple(describe_layer(layer) for layer in layers)
     pending = PendingModel(graph, described, dict(experts.units))
     _attach(pending, sources)
     _optimise(pending)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from onnx_moe.errors import ExportError, InvalidAttributeError
-from onnx_moe.export.api import DEFAULT_OPSET
 from onnx_moe.export.dense import check_dense
 from onnx_moe.export.experts import Quantization
+from onnx_moe.export.target import DEFAULT_OPSET
 from onnx_moe.operators import EXPERT_GEMM, validate_attributes
 
 #: Element types of what stays outside the experts.

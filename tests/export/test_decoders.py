@@ -14,8 +14,8 @@ import torch
 import onnx_moe
 from onnx_moe.errors import ExportError
 from onnx_moe.export import ExportReport, with_fp4_weights
-from onnx_moe.export.cache import CacheLayout, find_cache_layout
 from onnx_moe.export.decoder import find_decoder
+from onnx_moe.export.kv_cache import CacheLayout, find_cache_layout
 from onnx_moe.export.text_model import TextModel
 from tools.model_table.architectures import ARCHITECTURES, make_config, make_model
 from tools.model_table.compare import OnnxSteps, TorchSteps, padded_prompts, relative_error

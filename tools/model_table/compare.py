@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import onnx_moe
 from onnx_moe.export import ExportReport, with_fp4_weights
-from onnx_moe.export.cache import cache_name
+from onnx_moe.export.kv_cache import cache_name
 from tools.model_table.architectures import make_model
 from tools.model_table.comparison import Comparison
 
