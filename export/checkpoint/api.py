@@ -15,11 +15,11 @@ import onnx_ir as ir
 import torch
 
 from onnx_moe.errors import CheckpointError, InvalidModelError, OnnxMoeError
-from onnx_moe.export.checkpoint.encodings import find_weights
 from onnx_moe.export.checkpoint.expert_units import checkpoint_format
 from onnx_moe.export.checkpoint.files import CheckpointFiles, open_checkpoint
 from onnx_moe.export.checkpoint.graph import GraphOptions, PendingModel, materialise, trace_model
 from onnx_moe.export.checkpoint.journal import Journal, open_journal
+from onnx_moe.export.checkpoint.layouts import find_weights
 from onnx_moe.export.checkpoint.manifest import versions, write_manifest
 from onnx_moe.export.checkpoint.options import DTYPES, CheckpointOptions
 from onnx_moe.export.checkpoint.plan import Plan, make_plan

@@ -14,8 +14,8 @@ import torch
 import onnx_moe
 from onnx_moe.errors import ExportError
 from onnx_moe.export.checkpoint import CheckpointOptions, export_checkpoint
-from onnx_moe.export.checkpoint.encodings import find_weights
 from onnx_moe.export.checkpoint.files import open_checkpoint
+from onnx_moe.export.checkpoint.layouts import find_weights
 from onnx_moe.export.checkpoint.skeleton import build_model, read_configuration
 from onnx_moe.export.checkpoint.sources import ParameterSource, match_sources
 from onnx_moe.quantization import QuantizedWeights
