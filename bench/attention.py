@@ -6,8 +6,8 @@ transformers' implementations and versions of ONNX's operators; what a prompt an
 
 from __future__ import annotations
 
-import os
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,13 @@ import torch
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import onnx_moe
 from bench.glm_checkpoint import GLM_FLASH
 from onnx_moe.demo.timing import median_seconds
+from onnx_moe.export import tracing
+from onnx_moe.export.patching import replace_attribute
 from onnx_moe.generation import Cache, DecoderSession
 
 _SMALL = {
@@ -59,21 +60,21 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """How a decoder is traced. grouped: sdpa keeps grouped keys and values, instead of repeating them for each head."""
+    """How a decoder is traced. as_written: as transformers has it, with keys and values copied for each head."""
 
     attention: str
     opset: int
-    grouped: bool = False
+    as_written: bool = False
 
     def __str__(self) -> str:
-        return f"{self.attention}{', grouped' if self.grouped else ''}, opset {self.opset}"
+        return f"{self.attention}, opset {self.opset}{', as written' if self.as_written else ''}"
 
 
 VARIANTS = (
-    Variant("eager", 21),
-    Variant("sdpa", 21),
+    Variant("eager", 21, as_written=True),
+    Variant("sdpa", 21, as_written=True),
+    Variant("sdpa", 23, as_written=True),
     Variant("sdpa", 23),
-    Variant("sdpa", 23, grouped=True),
 )
 
 
@@ -96,7 +97,7 @@ CALLS = (Call(1, 0, 512), Call(1, 1536, 512), Call(1, 512, 1), Call(1, 4096, 1),
 def main(
     threads: Annotated[int, typer.Option(help="Of ONNX Runtime.")] = 2,
     dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
-    rounds: Annotated[int, typer.Option(help="Of a measurement, each of four calls.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Of a measurement, each of three calls, of which two count.")] = 4,
     models: Annotated[list[str] | None, typer.Argument(help="Of those known; all by default.")] = None,
 ) -> None:
     """Milliseconds of a call, by how attention was traced."""
@@ -104,28 +105,33 @@ def main(
     for name in models or MODELS:
         with tempfile.TemporaryDirectory(prefix="onnx-moe-bench-") as folder:
             sessions = _sessions(MODELS[name], Path(folder), threads, getattr(torch, dtype))
-            table = Table(title=f"{name}, {dtype}, {threads} threads: ms a call")
-            for heading in ("", *map(str, CALLS)):
-                table.add_column(heading, justify="right" if heading else "left")
-            seconds = [_measure(sessions, call, rounds) for call in CALLS]
-            for variant in sessions:
-                table.add_row(variant, *(f"{1e3 * each[variant]:.2f}" for each in seconds))
-            console.print(table)
+            console.print(f"{name}, {dtype}, {threads} threads: ms a call", highlight=False)
+            for call in CALLS:
+                seconds = _measure(sessions, call, rounds)
+                figures = ", ".join(f"{variant} {1e3 * each:.2f}" for variant, each in seconds.items())
+                console.print(f"  {call}: {figures}", highlight=False)
 
 
 def _sessions(settings: dict[str, Any], folder: Path, threads: int, dtype: torch.dtype) -> dict[str, DecoderSession]:
     sessions = {}
     for index, variant in enumerate(VARIANTS):
-        os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] = str(int(variant.grouped))
         config = AutoConfig.for_model(**{**settings, **_SMALL})
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=variant.attention)
         path = folder / f"{index}.onnx"
-        onnx_moe.export(model.eval(), None, path, opset=variant.opset, functions=False)
+        with _as_written(variant):
+            onnx_moe.export(model.eval(), None, path, opset=variant.opset, functions=False)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         sessions[str(variant)] = DecoderSession(onnx_moe.InferenceSession(path, options))
     return sessions
+
+
+def _as_written(variant: Variant) -> AbstractContextManager[Any]:
+    """Leaves transformers' attention alone inside the block, if `variant` says so."""
+    if variant.as_written:
+        return replace_attribute(tracing, "efficient_attention", lambda _model: nullcontext())
+    return nullcontext()
 
 
 def _measure(sessions: dict[str, DecoderSession], call: Call, rounds: int) -> dict[str, float]:
@@ -138,7 +144,7 @@ def _measure(sessions: dict[str, DecoderSession], call: Call, rounds: int) -> di
     for name, values in logits.items():
         _check_equal(name, values, next(iter(logits.values())))
     runs = {name: partial(session.step, input_ids, mask, cache) for name, session in sessions.items()}
-    return median_seconds(runs, rounds, burst=4)
+    return median_seconds(runs, rounds, burst=3)
 
 
 def _random(value: Any, call: Call, numbers: np.random.Generator) -> onnxruntime.OrtValue:

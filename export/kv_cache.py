@@ -52,6 +52,8 @@ class CacheTensor:
 class CacheLayout:
     """The cache of a model: the layer classes that its own cache is made of, and the tensors that hold it, in order.
 
+    kind: the cache's own class; of those beside transformers' usual one, MiniMax-Text-01's is known.
+
     key_widths: of layers whose keys and values differ in width. A graph holds them in two tensors of the same width,
     which onnxruntime-genai needs, and which cost no memory: the two halves of key and value side by side.
     """
@@ -59,13 +61,14 @@ class CacheLayout:
     classes: tuple[type, ...]
     tensors: tuple[CacheTensor, ...]
     key_widths: Mapping[int, int]
+    kind: type[DynamicCache] = DynamicCache
 
     def names(self, prefix: str) -> list[str]:
         """<prefix>.<n>.<name> of each tensor: n counts the layers that keep something."""
         number = {layer: index for index, layer in enumerate(sorted({tensor.layer for tensor in self.tensors}))}
         return [f"{prefix}.{number[tensor.layer]}.{tensor.name}" for tensor in self.tensors]
 
-    def build(self, tensors: Sequence[torch.Tensor]) -> DynamicCache:
+    def build(self, tensors: Sequence[torch.Tensor]) -> Any:
         """A cache that holds `tensors`, in the layout's order."""
         values: list[dict[str, torch.Tensor]] = [{} for _ in self.classes]
         for description, tensor in zip(self.tensors, tensors, strict=True):
@@ -73,7 +76,11 @@ class CacheLayout:
         for layer, width in self.key_widths.items():
             joined = torch.cat([values[layer]["key"], values[layer]["value"]], dim=-1)
             values[layer] |= {"key": joined[..., :width], "value": joined[..., width:]}
-        cache = DynamicCache()  # without a configuration: no layer forgets, and the trace has no branches
+        cache: Any = self.kind()  # without a configuration: no layer forgets, and the trace has no branches
+        if hasattr(cache, "linear_cache"):
+            for layer, held in enumerate(values):
+                if "recurrent_state" in held:
+                    cache.set_linear_cache(layer, held.pop("recurrent_state"))
         cache.layers = [_make_layer(kind, held) for kind, held in zip(self.classes, values, strict=True)]
         return cache
 
@@ -138,7 +145,8 @@ def find_cache_layout(model: Any) -> CacheLayout:
     cache = output.get(cache_name(model))
     layers = getattr(cache, "layers", [])
     unknown = sorted({type(layer).__name__ for layer in layers if type(layer) not in _STAND_INS})
-    if type(cache) is not DynamicCache or not layers or unknown:
+    known = type(cache) is DynamicCache or hasattr(cache, "linear_cache")
+    if not known or not layers or unknown:
         kept = ", ".join(unknown) or type(cache).__name__
         raise ExportError(
             f"{type(model).__name__} keeps a cache of its own ({kept}), whose tensors the exporter does not know: "
@@ -147,10 +155,11 @@ def find_cache_layout(model: Any) -> CacheLayout:
     tensors = tuple(
         CacheTensor(index, name, tuple(tensor.shape), axis, tensor.dtype) for index, name, axis, tensor in _walk(cache)
     )
-    return _with_equal_widths(tuple(type(layer) for layer in layers), tensors)
+    return _with_equal_widths(CacheLayout(tuple(type(layer) for layer in layers), tensors, {}, type(cache)))
 
 
-def _with_equal_widths(classes: tuple[type, ...], tensors: tuple[CacheTensor, ...]) -> CacheLayout:
+def _with_equal_widths(layout: CacheLayout) -> CacheLayout:
+    tensors = layout.tensors
     shapes = {(tensor.layer, tensor.name): tensor.shape for tensor in tensors}
     key_widths = {}
     for (layer, name), shape in shapes.items():
@@ -164,7 +173,7 @@ def _with_equal_widths(classes: tuple[type, ...], tensors: tuple[CacheTensor, ..
         else tensor
         for tensor in tensors
     )
-    return CacheLayout(classes, stored, key_widths)
+    return replace(layout, tensors=stored, key_widths=key_widths)
 
 
 def _walk(cache: Any) -> Iterator[tuple[int, str, int | None, torch.Tensor]]:
@@ -181,6 +190,9 @@ def _walk(cache: Any) -> Iterator[tuple[int, str, int | None, torch.Tensor]]:
                 for number, state in getattr(layer, f"{kind}s").items():
                     if state is not None:
                         yield index, f"{kind}.{number}" if number else kind, None, state
+    for index, state in enumerate(getattr(cache, "linear_cache", ())):
+        if isinstance(state, torch.Tensor):
+            yield index, "recurrent_state", None, state
 
 
 def _make_layer(kind: type, held: Mapping[str, torch.Tensor]) -> Any:

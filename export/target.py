@@ -16,8 +16,8 @@ from onnx_moe.errors import ExportError
 from onnx_moe.export.decoder import find_decoder, make_decoder
 from onnx_moe.export.translation import translation_table
 
-#: Version of the standard operators that exported models use: the test models ran from ONNX Runtime 1.24 on.
-DEFAULT_OPSET = 21
+#: Version of the standard operators that exported models use: the first one with Attention and RMSNormalization.
+DEFAULT_OPSET = 23
 
 
 @dataclass(frozen=True)

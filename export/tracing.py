@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from onnx_moe.export.attention import efficient_attention
 from onnx_moe.export.patching import home_modules, replace_attribute
 from onnx_moe.export.recurrences import exportable_recurrences
 
@@ -22,6 +23,7 @@ _COMPLEX_ROTATIONS = {
 def traceable(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block, `model` can be traced for sequences of any length."""
     with ExitStack() as stack:
+        stack.enter_context(efficient_attention(model))
         stack.enter_context(exportable_recurrences(model))
         for module in home_modules(model):
             # An indexer takes min(index_topk, tokens so far): Python's min would decide it for the example.
