@@ -25,26 +25,28 @@ from transformers.cache_utils import (
 )
 
 from onnx_moe.errors import ExportError
+from onnx_moe.export.compressed_attention import CompressedLayer, compressed_tensors, is_compressed
 
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """One tensor of a layer's cache. shape: for 1 row. axis: the one that grows by tokens, None for a state of fixed
-    size.
+    """One tensor of a layer's cache. shape: for 1 row. axis: the one that grows, None for a state of fixed size.
+    length: what the size along it is called; the same name is the same size.
     """
 
     layer: int
     name: str
     shape: tuple[int, ...]
     axis: int | None
+    length: str
     dtype: torch.dtype
 
-    def example(self, batch: int, tokens: int) -> torch.Tensor:
-        """Zeros for `batch` rows and, where it grows, `tokens` tokens."""
+    def example(self, batch: int, length: int) -> torch.Tensor:
+        """Zeros for `batch` rows and, where it grows, of `length`."""
         shape = list(self.shape)
         shape[0] = batch
         if self.axis is not None:
-            shape[self.axis] = tokens
+            shape[self.axis] = length
         return torch.zeros(shape, dtype=self.dtype)
 
 
@@ -86,7 +88,7 @@ class CacheLayout:
 
     def read(self, cache: Any) -> list[torch.Tensor]:
         """The tensors that hold `cache`, of the model's own making or from `build`, in the layout's order."""
-        held = {(index, name): tensor for index, name, _, tensor in _walk(cache)}
+        held = {(index, name): tensor for index, name, _, _, tensor in _walk(cache)}
         for layer in self.key_widths:
             joined = torch.cat([held[layer, "key"], held[layer, "value"]], dim=-1)
             held[layer, "key"], held[layer, "value"] = joined.chunk(2, dim=-1)
@@ -131,6 +133,9 @@ _STAND_INS: dict[type, type] = {
 
 _STATES = ("conv_state", "recurrent_state")
 
+#: What the number of tokens so far is called in a graph.
+TOKENS = "past_length"
+
 
 def cache_name(model: torch.nn.Module) -> str:
     """What forward and its output call the cache: transformers 5.24 renamed it."""
@@ -144,7 +149,7 @@ def find_cache_layout(model: Any) -> CacheLayout:
         output = model(input_ids=torch.ones(1, 2, dtype=torch.long, device=device), use_cache=True)
     cache = output.get(cache_name(model))
     layers = getattr(cache, "layers", [])
-    unknown = sorted({type(layer).__name__ for layer in layers if type(layer) not in _STAND_INS})
+    unknown = sorted({type(layer).__name__ for layer in layers if _stand_in(type(layer)) is None})
     known = type(cache) is DynamicCache or hasattr(cache, "linear_cache")
     if not known or not layers or unknown:
         kept = ", ".join(unknown) or type(cache).__name__
@@ -153,7 +158,8 @@ def find_cache_layout(model: Any) -> CacheLayout:
             "export its blocks or layers instead."
         )
     tensors = tuple(
-        CacheTensor(index, name, tuple(tensor.shape), axis, tensor.dtype) for index, name, axis, tensor in _walk(cache)
+        CacheTensor(index, name, tuple(tensor.shape), axis, length, tensor.dtype)
+        for index, name, axis, length, tensor in _walk(cache)
     )
     return _with_equal_widths(CacheLayout(tuple(type(layer) for layer in layers), tensors, {}, type(cache)))
 
@@ -176,27 +182,35 @@ def _with_equal_widths(layout: CacheLayout) -> CacheLayout:
     return replace(layout, tensors=stored, key_widths=key_widths)
 
 
-def _walk(cache: Any) -> Iterator[tuple[int, str, int | None, torch.Tensor]]:
-    """(layer, name, axis of tokens, tensor) of everything that `cache` holds."""
+def _walk(cache: Any) -> Iterator[tuple[int, str, int | None, str, torch.Tensor]]:
+    """(layer, name, axis that grows, what its size is called, tensor) of everything that `cache` holds."""
     for index, layer in enumerate(cache.layers):
         held: Any = layer  # keys without values do not occur
         if isinstance(layer, CacheLayerMixin) and held.keys is not None:
-            yield index, "key", 2, held.keys
-            yield index, "value", 2, held.values
+            yield index, "key", 2, TOKENS, held.keys
+            yield index, "value", 2, TOKENS, held.values
         if isinstance(layer, DynamicIndexedLayer) and held.indexer_keys is not None:
-            yield index, "indexer_key", 1, held.indexer_keys
+            yield index, "indexer_key", 1, TOKENS, held.indexer_keys
         if isinstance(layer, LinearAttentionLayer):
             for kind in _STATES:
                 for number, state in getattr(layer, f"{kind}s").items():
                     if state is not None:
-                        yield index, f"{kind}.{number}" if number else kind, None, state
+                        yield index, f"{kind}.{number}" if number else kind, None, "", state
+        if is_compressed(type(layer)):
+            for name, length, tensor in compressed_tensors(layer):
+                yield index, name, 1 if length else None, f"{length}_{index}" if length else "", tensor
     for index, state in enumerate(getattr(cache, "linear_cache", ())):
         if isinstance(state, torch.Tensor):
-            yield index, "recurrent_state", None, state
+            yield index, "recurrent_state", None, "", state
+
+
+def _stand_in(kind: type) -> type | None:
+    """What stands for transformers' layer class `kind` in a graph; None if that is not known."""
+    return CompressedLayer if is_compressed(kind) else _STAND_INS.get(kind)
 
 
 def _make_layer(kind: type, held: Mapping[str, torch.Tensor]) -> Any:
-    stand_in = _STAND_INS[kind]
+    stand_in: Any = _stand_in(kind)
     layer: Any
     if issubclass(stand_in, LinearAttentionLayer):
         layer = stand_in(number_of_states=1 + max((_number(name) for name in held), default=0))
@@ -211,6 +225,8 @@ def _make_layer(kind: type, held: Mapping[str, torch.Tensor]) -> Any:
     for name, state in held.items():
         if name.startswith(_STATES):
             _set_state(layer, name, state)
+        elif isinstance(layer, CompressedLayer) and "." in name:
+            layer.hold(name, state)
     return layer
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from onnx_moe.export.attention import efficient_attention
+from onnx_moe.export.compressed_attention import exportable_compression
 from onnx_moe.export.patching import home_modules, replace_attribute
 from onnx_moe.export.recurrences import exportable_recurrences
 
@@ -25,6 +26,7 @@ def traceable(model: torch.nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(efficient_attention(model))
         stack.enter_context(exportable_recurrences(model))
+        stack.enter_context(exportable_compression(model))
         for module in home_modules(model):
             # An indexer takes min(index_topk, tokens so far): Python's min would decide it for the example.
             if module.__name__.startswith("transformers.models."):

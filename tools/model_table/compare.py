@@ -35,8 +35,7 @@ class OnnxSteps:
         self.cache: dict[str, Array] = {}
         for value in self.session.get_inputs():
             if value.name.startswith("past_key_values."):
-                sizes = {"batch": batch, "past_length": 0}
-                shape = [sizes.get(size, size) for size in value.shape]
+                shape = [size if isinstance(size, int) else batch if size == "batch" else 0 for size in value.shape]
                 self.cache[value.name] = np.zeros(shape, _NUMPY_TYPES[value.type])
 
     def step(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Array:
