@@ -14,7 +14,7 @@ import torch
 
 from onnx_moe.errors import ExportError
 from onnx_moe.export.calibration import CalibratedLayer, calibrate_layers, calibration_runs, few_tokens_note
-from onnx_moe.export.decoder import find_decoder
+from onnx_moe.export.decoder import Decoder, find_decoder
 from onnx_moe.export.dense import check_dense, quantize_dense
 from onnx_moe.export.discovery import MoELayer, find_layers
 from onnx_moe.export.experts import Quantization, decoded_experts, experts_buffers, fp4_experts
@@ -100,7 +100,7 @@ def export(
 
     with evaluating(module):
         tell("looking for MoE layers")
-        layers = find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts)
+        layers = _find_layers(target, fold_shared_experts)
         if router_logits:
             check_routers(layers)
         module_bytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
@@ -163,10 +163,16 @@ def with_fp4_weights(
     quantization = Quantization(format, block_size, scale, 0)
     target = make_target(module, example_inputs)
     with evaluating(module):
-        layers = find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts)
+        layers = _find_layers(target, fold_shared_experts)
         calibrated = _calibrate(target, module, layers, quantization, calibrate, lambda _line: None)
         with decoded_experts(layers, quantization, calibrated):
             yield module
+
+
+def _find_layers(target: Target, fold_shared_experts: bool) -> list[MoELayer]:
+    # A decoder takes tokens alone: what they do not reach is no part of it. Other modules' inputs may be chosen badly.
+    every = not isinstance(target.module, Decoder)
+    return find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts, every)
 
 
 def _calibrate(

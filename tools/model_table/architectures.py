@@ -135,7 +135,6 @@ _LIST = (
             "rope_parameters": {**_ROPE, "mrope_section": [3, 3, 2]},
         },
         text_model="Ernie4_5_VLMoeTextModel",
-        obstacle="its text model holds experts for images beside those for text, which text does not reach",
     ),
     Architecture("exaone_moe", "K-EXAONE", _HALF_SLIDING),
     Architecture("flex_olmo", "FlexOlmo"),
