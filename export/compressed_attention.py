@@ -91,10 +91,11 @@ def _close_windows(module: Any, layer: Any, kind: str, hidden_states: torch.Tens
     if kind in layer.overlap_kv:
         windows, gates = _with_previous(layer, kind, windows, gates, numbers)
     weights = gates.softmax(dim=2, dtype=torch.float32).to(windows.dtype)
-    entries = module.kv_norm((windows * weights).sum(dim=2))
-    positions = (numbers * rate).unsqueeze(0).expand(batch, -1)
+    # One more is rotated and dropped: ONNX's Reshape takes a size of zero for another one.
+    entries = _with_sentinel(module.kv_norm((windows * weights).sum(dim=2)))
+    positions = (torch.arange(first, first + count + 1) * rate).unsqueeze(0).expand(batch, -1)
     cosine, sine = module.rotary_emb(entries, position_ids=positions, layer_type=module.rope_layer_type)
-    entries = _rotation(module)(entries.unsqueeze(1), cosine, sine).squeeze(1)
+    entries = _rotation(module)(entries.unsqueeze(1), cosine, sine).squeeze(1)[:, :count]
     layer.compressed_kv[kind] = torch.cat([layer.compressed_kv[kind], entries], dim=1)
     return layer.compressed_kv[kind]
 

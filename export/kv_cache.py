@@ -80,9 +80,7 @@ class CacheLayout:
             values[layer] |= {"key": joined[..., :width], "value": joined[..., width:]}
         cache: Any = self.kind()  # without a configuration: no layer forgets, and the trace has no branches
         if hasattr(cache, "linear_cache"):
-            for layer, held in enumerate(values):
-                if "recurrent_state" in held:
-                    cache.set_linear_cache(layer, held.pop("recurrent_state"))
+            _move_linear_states(cache, values)
         cache.layers = [_make_layer(kind, held) for kind, held in zip(self.classes, values, strict=True)]
         return cache
 
@@ -93,6 +91,15 @@ class CacheLayout:
             joined = torch.cat([held[layer, "key"], held[layer, "value"]], dim=-1)
             held[layer, "key"], held[layer, "value"] = joined.chunk(2, dim=-1)
         return [held[tensor.layer, tensor.name] for tensor in self.tensors]
+
+
+def _move_linear_states(cache: Any, values: list[dict[str, torch.Tensor]]) -> None:
+    """Gives MiniMax-Text-01's cache its states, and their layers keys without width: it counts tokens in layer 0."""
+    attention = next(held for held in values if "key" in held)
+    for layer, held in enumerate(values):
+        if "recurrent_state" in held:
+            cache.set_linear_cache(layer, held.pop("recurrent_state"))
+            held |= {name: attention[name][..., :0] for name in ("key", "value")}
 
 
 class _StateLayer(LinearAttentionLayer):
@@ -161,7 +168,9 @@ def find_cache_layout(model: Any) -> CacheLayout:
         CacheTensor(index, name, tuple(tensor.shape), axis, length, tensor.dtype)
         for index, name, axis, length, tensor in _walk(cache)
     )
-    return _with_equal_widths(CacheLayout(tuple(type(layer) for layer in layers), tensors, {}, type(cache)))
+    classes = [type(layer) for layer in layers]
+    classes += [DynamicLayer] * (len(getattr(cache, "linear_cache", ())) - len(classes))
+    return _with_equal_widths(CacheLayout(tuple(classes), tensors, {}, type(cache)))
 
 
 def _with_equal_widths(layout: CacheLayout) -> CacheLayout:

@@ -220,7 +220,8 @@ _LIST = (
         "MiMo-V2-Flash",
         {**_HALF_SLIDING, "rope_parameters": {kind: {**_ROPE, "partial_rotary_factor": 0.5} for kind in _KINDS}},
     ),
-    Architecture("minimax", "MiniMax-Text-01", _HALF_LINEAR),
+    # In this order: transformers counts past tokens in the first layer, and forgets padding if that is a linear one.
+    Architecture("minimax", "MiniMax-Text-01", {"layer_types": ["full_attention", "linear_attention"]}),
     Architecture("minimax_m2", "MiniMax-M2"),
     Architecture("minimax_m3_vl_text", "MiniMax-M3"),
     Architecture("mistral4", "Mistral 4", {"first_k_dense_replace": 0}),
