@@ -65,7 +65,11 @@ def export(
     ] = None,
     attention: Annotated[
         str | None,
-        typer.Option(help="eager (default) or sdpa, to be traced.", rich_help_panel=_CHECKPOINT, show_default=False),
+        typer.Option(
+            help="sdpa (default where the architecture has it) or eager, to be traced.",
+            rich_help_panel=_CHECKPOINT,
+            show_default=False,
+        ),
     ] = None,
     shard_size: Annotated[
         str | None,

@@ -52,11 +52,8 @@ class DecoderSession:
         return Cache(0, tuple(self._empty(value, batch) for value in self._past))
 
     def _empty(self, value: Any, batch: int) -> onnxruntime.OrtValue:
-        sizes = {"batch": batch, "past_length": 0}
-        unknown = [size for size in value.shape if not isinstance(size, int) and size not in sizes]
-        if unknown:
-            raise InvalidModelError(f"{value.name} has a size {unknown[0]!r} that is neither batch nor past_length.")
-        shape = [size if isinstance(size, int) else sizes[size] for size in value.shape]
+        # What is no row grows: by tokens, or by windows of them (DeepSeek-V4).
+        shape = [size if isinstance(size, int) else batch if size == "batch" else 0 for size in value.shape]
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, _NUMPY_TYPES[value.type]))
 
     def step(

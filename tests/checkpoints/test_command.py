@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,16 +38,8 @@ def test_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["export", "some/model", "out", "--shard-size", "many"], "'many' is no size: write a number and a unit"),
     ],
 )
-def test_errors_are_one_line(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["onnx-moe", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
+def test_errors_are_one_line(arguments: list[str], message: str, command_error: Callable[[list[str]], str]) -> None:
+    assert message in command_error(arguments)
 
 
 @pytest.mark.parametrize(
