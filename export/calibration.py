@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from onnx_moe.errors import ExportError
 from onnx_moe.export.calibration_activations import Activations, record_activations
-from onnx_moe.export.calibration_refine import refine
-from onnx_moe.export.calibration_solver import follow_inputs, quantize_second_order
+from onnx_moe.export.calibration_solver import follow_inputs, quantize_second_order, second_moments
 from onnx_moe.export.discovery import MoELayer
 from onnx_moe.export.experts import Quantization, decoded_values, routed_and_shared
 from onnx_moe.export.patching import replace_data
@@ -156,12 +155,16 @@ class _Tokens:
 
     def of(self, expert: int) -> _ExpertTokens:
         if self.shared:
-            return _ExpertTokens(self.activations.hidden_states, self.original, 1.0)
+            return self._some(slice(None), 1.0)
         if expert in self.few_tokens:
-            step = -(-len(self.original) // _POOLED_TOKENS)
-            return _ExpertTokens(self.activations.hidden_states[::step], self.original[::step], 1.0)
+            return self._some(slice(None, None, -(-len(self.original) // _POOLED_TOKENS)), 1.0)
         tokens, weights = self.activations.routed_to(expert)
-        return _ExpertTokens(self.activations.hidden_states[tokens], self.original[tokens], weights[:, None])
+        return self._some(tokens, weights[:, None])
+
+    def _some(self, tokens: slice | torch.Tensor, weights: torch.Tensor | float) -> _ExpertTokens:
+        rows = self.activations.hidden_states[tokens]
+        changed = self.original is not self.activations.hidden_states
+        return _ExpertTokens(rows, self.original[tokens] if changed else rows, weights)
 
     def activated(self, expert: int, rows: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """Inputs [n, I] of the down projection that the up projection `up` [N, K] makes of `rows`."""
@@ -183,32 +186,48 @@ class _ExpertTokens:
     original: torch.Tensor
     weights: torch.Tensor | float
 
+    def inputs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the up projection, weighted; the same tensor twice where nothing changed."""
+        rows = self.rows * self.weights
+        return rows, rows if self.original is self.rows else self.original * self.weights
+
 
 def _calibrate_batch(
     tokens: _Tokens, ups: torch.Tensor, downs: torch.Tensor, experts: range, quantization: Quantization
 ) -> tuple[QuantizedWeights, QuantizedWeights]:
-    some = slice(experts.start, experts.stop)
-    chosen = [tokens.of(expert) for expert in experts]
-    up = _fit(ups[some], [(own.rows * own.weights, own.original * own.weights) for own in chosen], quantization)
+    up = _fit((_Fit.of(ups[expert], *tokens.of(expert).inputs()) for expert in experts), quantization)
     values = torch.from_numpy(dequantize(up))
-    inputs = [
-        (
-            tokens.activated(expert, own.rows, values[i]) * own.weights,
-            tokens.activated(expert, own.original, ups[expert]) * own.weights,
-        )
-        for i, (expert, own) in enumerate(zip(experts, chosen, strict=True))
-    ]
-    return up, _fit(downs[some], inputs, quantization)
+
+    def down_fits() -> Iterator[_Fit]:
+        for value, expert in zip(values, experts, strict=True):
+            own = tokens.of(expert)
+            rows = tokens.activated(expert, own.rows, value) * own.weights
+            original = tokens.activated(expert, own.original, ups[expert]) * own.weights
+            yield _Fit.of(downs[expert], rows, original)
+
+    return up, _fit(down_fits(), quantization)
 
 
-def _fit(
-    matrices: torch.Tensor, inputs: list[tuple[torch.Tensor, torch.Tensor]], quantization: Quantization
-) -> QuantizedWeights:
-    """Matrices [B, N, K] in FP4 for inputs [n, K] of each, as they are and as they were."""
-    hessians = torch.stack([rows.T @ rows / max(len(rows), 1) for rows, _ in inputs])
-    moved = follow_inputs(matrices, inputs)
-    rounded = quantize_second_order(moved, hessians, quantization.format, quantization.block_size)
-    return refine(rounded, moved, hessians)
+@dataclass(frozen=True)
+class _Fit:
+    """What a matrix is to become in FP4: `weights` [N, K], with errors that count as `hessian` [K, K] says."""
+
+    weights: torch.Tensor
+    hessian: torch.Tensor
+
+    @staticmethod
+    def of(matrix: torch.Tensor, rows: torch.Tensor, original: torch.Tensor) -> _Fit:
+        """For inputs [n, K] as they are and as they were."""
+        moments = second_moments(rows)
+        moved = matrix.float() if original is rows else follow_inputs(matrix, rows, original, moments)
+        return _Fit(moved, moments / max(len(rows), 1))
+
+
+def _fit(fits: Iterable[_Fit], quantization: Quantization) -> QuantizedWeights:
+    weights, hessians = zip(*((fit.weights, fit.hessian) for fit in fits), strict=True)
+    return quantize_second_order(
+        torch.stack(weights), torch.stack(hessians), quantization.format, quantization.block_size
+    )
 
 
 def _batches(ups: torch.Tensor, downs: torch.Tensor) -> Iterator[range]:
