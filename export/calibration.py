@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from onnx_moe.errors import ExportError
-from onnx_moe.export.calibration_activations import Activations, record_activations
+from onnx_moe.export.calibration_activations import Activations, Recorder
 from onnx_moe.export.calibration_solver import follow_inputs, quantize_second_order, second_moments
 from onnx_moe.export.discovery import MoELayer
 from onnx_moe.export.experts import Quantization, decoded_values, routed_and_shared
@@ -85,23 +85,28 @@ def text_windows(module: Any, path: Path) -> NDArray[np.int64]:
 
 
 def calibrate_layers(
+    module: torch.nn.Module,
     layers: list[MoELayer],
     runs: Sequence[Callable[[], object]],
     quantization: Quantization,
     tell: Callable[[str], None],
 ) -> dict[str, CalibratedLayer]:
-    """FP4 experts of each layer by its path. A layer sees its inputs as the layers before it, quantised, leave them."""
+    """FP4 experts of each of the module's layers by its path, for `runs`, calls of the module.
+
+    A layer sees its inputs as the layers before it, quantised, leave them.
+    """
     calibrated: dict[str, CalibratedLayer] = {}
     originals: dict[torch.Tensor, torch.Tensor] = {}
+    quantized_runs, original_runs = (Recorder(module, layers, runs) for _ in range(2))
     with ExitStack() as stack:
         for number, layer in enumerate(layers, 1):
             tell(f"calibrating {layer.path or 'the experts'} ({number} of {len(layers)})")
-            activations = record_activations(layer, runs)
-            original = activations
-            if originals:
-                with replace_data(originals):
-                    original = record_activations(layer, runs)
-            result = calibrate_layer(layer, activations, original.hidden_states, quantization)
+            activations = quantized_runs.record(layer)
+            with replace_data(originals):
+                original = original_runs.record(layer).hidden_states
+            result = calibrate_layer(
+                layer, activations, original if originals else activations.hidden_states, quantization
+            )
             calibrated[layer.path] = result
             if number < len(layers):
                 values = decoded_values(

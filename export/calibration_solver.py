@@ -2,13 +2,14 @@
 
 The method is GPTQ's (Frantar et al., arXiv:2210.17323), for several matrices at once and for block formats: a block's
 scale is chosen when its first column is reached, on the weights as they then are, with each column's error counted as
-GPTQ counts it. Afterwards codes move, one at a time, to where they leave less error. What happens within a lot of columns
-is native code (ops/core/second_order.h), what a lot does to the others a matrix product.
+GPTQ counts it. Afterwards codes move, one at a time, to where they leave less error. What happens within a lot of
+columns is native code (ops/core/second_order.h), what a lot does to the others a matrix product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -65,8 +66,8 @@ def _damped(hessians: torch.Tensor) -> torch.Tensor:
 def _feedback(damped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """U [B, K, K], upper with a diagonal of ones, and d [B, K] of H = (U D) (U D)ᵀ; of d, the proportions.
 
-    e H eᵀ is Σ over columns of ((e U)ⱼ dⱼ)², of which (e U)ⱼ is column j's own error and what the columns before it add:
-    GPTQ, without its inverse of H. float32 is enough: DAMPING bounds H's condition number by 100 K.
+    e H eᵀ is Σ over columns of ((e U)ⱼ dⱼ)², and (e U)ⱼ is column j's own error with what the columns before it add to
+    it: GPTQ, without its inverse of H. float32 is enough: DAMPING bounds H's condition number by 100 K.
     """
     upper = torch.linalg.cholesky(damped.flip(1, 2)).flip(1, 2).contiguous()
     pivots = upper.diagonal(dim1=1, dim2=2).clone()
@@ -100,7 +101,7 @@ def second_moments(rows: torch.Tensor) -> torch.Tensor:
     columns = rows.shape[1]
     moments = rows.new_empty(columns, columns)
     edges = [columns * part // _MOMENT_BLOCKS for part in range(_MOMENT_BLOCKS + 1)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         moments[start:stop, start:] = rows[:, start:stop].T @ rows[:, start:]
         moments[stop:, start:stop] = moments[start:stop, stop:].T
     return moments

@@ -74,7 +74,7 @@ class Columns:
         self._run(columns, call)
 
     def descend(self, columns: range, hessians: torch.Tensor, gradients: torch.Tensor) -> None:
-        """onnx_moe_descend_columns on every matrix. hessians: [B, K, K]; gradients: [B, len(columns), N]; contiguous."""
+        """onnx_moe_descend_columns on every matrix. hessians [B, K, K], gradients [B, len(columns), N]: contiguous."""
         assert hessians.is_contiguous()
         assert gradients.is_contiguous()
 
