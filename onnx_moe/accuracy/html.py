@@ -38,11 +38,11 @@ def write_html(report: AccuracyReport, findings: Sequence[Finding], path: Path) 
         "<h2>Checks</h2>",
         _findings(findings),
         "<h2>Layers</h2>",
-        _image(_plot_layers, report),
+        _image(plot_layers, report),
         _layers(report),
         "<h2>Weights of experts</h2>",
         "<p>Relative RMSE of each expert; the grey line is what the format leaves of weights of that distribution.</p>",
-        _image(_plot_weights, report),
+        _image(plot_weights, report),
     ]
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
@@ -100,6 +100,7 @@ def _layers(report: AccuracyReport) -> str:
             _cell(workload.name),
             _cell(f"{layer.relative_error:.4f}"),
             _cell(f"{layer.mse:.2e}"),
+            _cell(f"{layer.hidden_mse:.2e}"),
             _cell(f"{layer.stream_mse:.2e}"),
             _cell(f"{layer.fp4_error:.4f}"),
             _cell(f"{layer.arithmetic_error:.1e}"),
@@ -115,7 +116,8 @@ def _layers(report: AccuracyReport) -> str:
         "workload",
         "error",
         "MSE",
-        "stream MSE",
+        "hidden MSE",
+        "relative",
         "FP4 alone",
         "arithmetic",
         "routing",
@@ -137,7 +139,8 @@ def _image(plot: Callable[[Any, AccuracyReport], None], report: AccuracyReport) 
     return f"<img alt='' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
 
 
-def _plot_layers(figure: Any, report: AccuracyReport) -> None:
+def plot_layers(figure: Any, report: AccuracyReport) -> None:
+    """Onto a matplotlib Figure: error of each layer's output, and the experts that both runs choose."""
     left, right = figure.subplots(1, 2)
     names = [layer.layer for layer in report.workloads[0].layers]
     short = [_short(name) for name in names]
@@ -153,7 +156,8 @@ def _plot_layers(figure: Any, report: AccuracyReport) -> None:
         _tidy(axes)
 
 
-def _plot_weights(figure: Any, report: AccuracyReport) -> None:
+def plot_weights(figure: Any, report: AccuracyReport) -> None:
+    """Onto a matplotlib Figure: weight error of each expert, beside what the format leaves of such weights."""
     axes = figure.subplots()
     for position, part in enumerate(report.experts):
         count = len(part.relative_rmse)
