@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,31 @@ def calibrate_layer(
     for name, parts in (("up projection", up), ("down projection", down)):
         quantization.check_columns(parts[0], f"{layer.path or 'the module'}: {name}")
     result = CalibratedLayer([], [], len(activations.hidden_states))
+    with _quick_products():
+        _calibrate_parts(result, layer, activations, original, quantization)
+    return result
+
+
+@contextmanager
+def _quick_products() -> Iterator[None]:
+    """Products of float32 matrices round their factors to bfloat16 where the processor multiplies that faster (twice as
+    fast as float32 here): 2⁻⁹ of each factor, beside FP4's tenth. Sums, and what is solved for, stay float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _calibrate_parts(
+    result: CalibratedLayer,
+    layer: MoELayer,
+    activations: Activations,
+    original: torch.Tensor,
+    quantization: Quantization,
+) -> None:
+    up, down = routed_and_shared(layer)
     counts = torch.bincount(activations.expert_ids.flatten(), minlength=layer.experts.num_experts)
     result.few_tokens = [expert for expert, count in enumerate(counts.tolist()) if count < MIN_TOKENS]
     for part, (ups, downs) in enumerate(zip(up, down, strict=True)):
@@ -145,7 +170,6 @@ def calibrate_layer(
         quantized = [_calibrate_batch(tokens, ups, downs, batch, quantization) for batch in _batches(ups, downs)]
         result.up.append(_stack([pair[0] for pair in quantized]))
         result.down.append(_stack([pair[1] for pair in quantized]))
-    return result
 
 
 @dataclass

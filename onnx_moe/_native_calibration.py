@@ -74,9 +74,9 @@ class Columns:
         self._run(columns, call)
 
     def descend(self, columns: range, hessians: torch.Tensor, gradients: torch.Tensor) -> None:
-        """onnx_moe_descend_columns on every matrix. hessians [B, K, K], gradients [B, len(columns), N]: contiguous."""
+        """onnx_moe_descend_columns on every matrix. hessians: [B, K, K]; gradients: [B, len(columns), N]."""
         assert hessians.is_contiguous()
-        assert gradients.is_contiguous()
+        assert gradients[0].is_contiguous()
 
         def call(index: int, part: MatrixPart, matrix: _native.Fp4Matrix) -> int:
             status: int = _library().onnx_moe_descend_columns(
