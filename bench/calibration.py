@@ -10,8 +10,9 @@ import torch
 import typer
 from rich.console import Console
 
-from onnx_moe.export.calibration import MAX_WINDOWS, WINDOW_TOKENS, calibrate_layer
+from onnx_moe.export.calibration import MAX_WINDOWS, WINDOW_TOKENS
 from onnx_moe.export.calibration_activations import Activations
+from onnx_moe.export.calibration_layer import calibrate_layer
 from onnx_moe.export.discovery import MoELayer
 from onnx_moe.export.experts import Quantization
 from onnx_moe.export.layers import ExpertLayer, Projection
