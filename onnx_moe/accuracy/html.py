@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_moe.accuracy.limits import Finding
-from onnx_moe.accuracy.report import AccuracyReport
+from onnx_moe.accuracy.report import AccuracyReport, layer_number
 from onnx_moe.errors import OnnxMoeError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _findings(findings: Sequence[Finding]) -> str:
 def _layers(report: AccuracyReport) -> str:
     rows = [
         [
-            _cell(f"{layer.layer}"),
+            _cell(layer_number(layer.layer)),
             _cell(workload.name),
             _cell(f"{layer.relative_error:.4f}"),
             _cell(f"{layer.mse:.2e}"),
@@ -143,7 +143,7 @@ def plot_layers(figure: Any, report: AccuracyReport) -> None:
     """Onto a matplotlib Figure: error of each layer's output, and the experts that both runs choose."""
     left, right = figure.subplots(1, 2)
     names = [layer.layer for layer in report.workloads[0].layers]
-    short = [_short(name) for name in names]
+    short = [layer_number(name) for name in names]
     for workload in report.workloads:
         left.plot(short, [layer.relative_error for layer in workload.layers], "o-", label=workload.name)
         right.plot(short, [100 * layer.routing_overlap for layer in workload.layers], "o-", label=workload.name)
@@ -153,6 +153,7 @@ def plot_layers(figure: Any, report: AccuracyReport) -> None:
     right.set(title="experts chosen as in the reference's run, %", ylim=(None, 100.5))
     left.legend(fontsize=8)
     for axes in (left, right):
+        axes.set_xlabel("layer")
         _tidy(axes)
 
 
@@ -167,15 +168,10 @@ def plot_weights(figure: Any, report: AccuracyReport) -> None:
         axes.plot(places, part.expected, color="#8c959f", linewidth=1)
     axes.set_xticks(
         [position + 0.4 for position in range(len(report.experts))],
-        [f"{_short(part.layer)} {part.projection}" for part in report.experts],
+        [f"{layer_number(part.layer)} {part.projection}" for part in report.experts],
         rotation=30 if len(report.experts) > 8 else 0,
     )
     _tidy(axes)
-
-
-def _short(layer: str) -> str:
-    """The number of a layer in its path, if it has one."""
-    return next((part for part in layer.split(".") if part.isdigit()), layer)
 
 
 def _tidy(axes: Axes) -> None:

@@ -7,6 +7,11 @@ import math
 from dataclasses import asdict, dataclass
 
 
+def layer_number(layer: str) -> str:
+    """The number of a layer in its path, or the path if it has none: what tells layers apart where space is short."""
+    return next((part for part in layer.split(".") if part.isdigit()), layer)
+
+
 @dataclass(frozen=True)
 class LayerAccuracy:
     """One MoE layer on one workload; y is what its experts, shared ones included, add up to, on all positions.
