@@ -6,20 +6,21 @@ quantiser was finished before anything was measured on it. The calibration text 
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from matplotlib.figure import Figure
 from rich.console import Console
 
 import onnx_moe
 from bench.accuracy_charts import draw_costs, draw_weights, save
-from bench.accuracy_text import WINDOW, Cost, measure_costs
+from bench.accuracy_text import WINDOW, measure_costs
 from bench.page import processor, table, write_measured
 from bench.quantise import measured_quantisers, speeds, squared_errors
 from bench.quantise_peers import installed_versions
@@ -31,103 +32,73 @@ _ROOT = Path(__file__).resolve().parents[1]
 _MODEL = _ROOT / "onnx_moe" / "data" / "tiny-glm"
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Everything that was measured. errors: by distribution and quantiser; speeds: GB/s by format and rule; reports: of
-    the trained model, by how its experts were quantised."""
-
-    errors: Mapping[str, Mapping[str, float]]
-    speeds: Mapping[str, float]
-    costs: Sequence[Cost]
-    reports: Mapping[str, AccuracyReport]
+#: What a part of the page says, and its pictures by name.
+Section = tuple[str, dict[str, Callable[[Figure], None]]]
 
 
 def main(
+    parts: Annotated[str, typer.Option(help="all, or some of weights, speed, text, layers, with commas.")] = "all",
     text: Annotated[Path, typer.Option(help="To predict.")] = _ROOT / "bench" / "text" / "fresh.txt",
     calibration: Annotated[Path, typer.Option(help="To calibrate on.")] = _MODEL / "heldout.txt",
-    output: Annotated[Path | None, typer.Option(help="Markdown file to write its measured part of, with PNGs.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Markdown file to write those parts of, and PNGs beside it.")
+    ] = None,
 ) -> None:
     """Measures quantisers, ours and others', and the trained model with their experts."""
     console = Console(highlight=False)
-    figures = Figures(
-        squared_errors(measured_quantisers(console)),
-        speeds(),
-        measure_costs(_MODEL, text, calibration, console),
-        _reports(calibration, console),
-    )
-    page = _page(figures, (output or Path("accuracy.md")).stem)
-    console.print(page, markup=False)
-    if output is not None:
-        write_measured(output, page)
-        for name, draw in _pictures(figures).items():
-            save(output.with_name(f"{output.stem}-{name}.png"), draw)
-        console.print(f"wrote {output} and its pictures")
-
-
-def _reports(calibration: Path, console: Console) -> dict[str, AccuracyReport]:
-    """`onnx-moe accuracy` on the trained model, in both formats, without and with calibration."""
-    reference = ReferenceModel(_MODEL, fold_shared_experts=True)
-    reports = {}
-    for name, options in {
-        "mxfp4": {"format": "mxfp4"},
-        "mxfp4, calibrated": {"format": "mxfp4", "calibrate": calibration},
-        "nvfp4": {"format": "nvfp4"},
-        "nvfp4, calibrated": {"format": "nvfp4", "calibrate": calibration},
-    }.items():
-        with tempfile.TemporaryDirectory(prefix="onnx-moe-accuracy-") as folder:
-            path = Path(folder) / "tiny-glm.onnx"
-            onnx_moe.export(reference.module, None, path, **options)  # type: ignore[arg-type]
-            reports[name] = measure(path, reference, Measurement(_ROOT / "bench" / "text" / "fresh.txt"))
-        broken = [str(finding) for finding in check(reports[name]) if not finding.good]
-        console.print(f"[dim]{name}: {'; '.join(broken) or 'every check is kept to'}[/]")
-    return reports
-
-
-def _pictures(figures: Figures) -> dict[str, partial[None]]:
-    return {
-        "weights": partial(draw_weights, errors=figures.errors),
-        "perplexity": partial(draw_costs, costs=figures.costs),
-        "layers": partial(plot_layers, report=figures.reports["mxfp4"]),
-        "experts": partial(plot_weights, report=figures.reports["mxfp4"]),
+    known: dict[str, Callable[[], Section]] = {
+        "weights": lambda: _weights(console),
+        "speed": _speed,
+        "text": lambda: _text(text, calibration, console),
+        "layers": lambda: _layers(text, calibration, console),
     }
+    chosen = list(known) if parts == "all" else parts.split(",")
+    for name in chosen:
+        if name not in known:
+            raise typer.BadParameter(
+                f"{name!r} is unknown: use all, or some of {', '.join(known)}", param_hint="--parts"
+            )
+    for name in chosen:
+        section, pictures = known[name]()
+        section = f"{section}\nMeasured on {date.today():%Y-%m-%d}: {processor()}, {os.cpu_count()} processors.\n\n"
+        console.print(section, markup=False)
+        if output is None:
+            continue
+        shown = "".join(f"![{title}]({_picture(output, title).name})\n\n" for title in pictures)
+        write_measured(output, section + shown, name)
+        for title, draw in pictures.items():
+            save(_picture(output, title), draw)
+        console.print(f"wrote {name} of {output}")
 
 
-def _page(figures: Figures, stem: str) -> str:
-    windows = len(figures.costs[0].losses)
-    sections = (
-        f"## Measured on {date.today():%Y-%m-%d}\n\n{processor()}, 2 threads; {installed_versions()}. Made by "
-        f"`python -m bench.accuracy --output docs/{stem}.md`.\n",
-        f"### Weights\n\nSquared error in thousandths of the weights' squares.\n\n{_weights(figures.errors)}\n"
-        f"![Squared error of weights by distribution]({stem}-weights.png)\n",
-        f"### Speed\n\nGB of bfloat16 weights a second.\n\n{_speeds(figures.speeds)}",
-        f"### Perplexity\n\nOf the model that ships, {windows * WINDOW:,} tokens of fresh text in {windows} windows; "
-        f"{figures.costs[0].original_perplexity:.4f} with the original weights. In brackets: 95 % intervals over "
-        f"windows.\n\n{_costs(figures.costs)}\n![Increase of perplexity by quantiser]({stem}-perplexity.png)\n",
-        '### Layers of the trained model\n\n`onnx-moe accuracy` on the fresh text. "FP4 alone" is a layer\'s error on '
-        f"the inputs of its own run.\n\n{_layers(figures.reports['mxfp4'])}\n"
-        f"![Error and routing by layer]({stem}-layers.png)\n\n![Weight error of each expert]({stem}-experts.png)\n",
-        f"### The seed's absolute limit\n\nMean squared error of the hidden states behind a layer, at its worst layer; "
-        f"the seed asks for less than 0.01.\n\n{_seed(figures.reports)}",
+def _picture(page: Path, title: str) -> Path:
+    return page.with_name(f"{page.stem}-{title.lower().replace(' ', '-')}.png")
+
+
+def _weights(console: Console) -> Section:
+    errors = squared_errors(measured_quantisers(console))
+    rows = [
+        [name, *(f"{1000 * by_name[name]:.2f}" for by_name in errors.values())] for name in next(iter(errors.values()))
+    ]
+    text = (
+        "### Weights\n\nSquared error in thousandths of the weights' squares. Others cast weights as by default:\n"
+        f"{installed_versions()}. Random weights are 1536 × 2048, outliers 0.2 % of them times 30,\n"
+        f"the trained experts those of the model that ships.\n\n{table(('', *errors), rows)}"
     )
-    return "\n".join(sections)
+    return text, {"weights": partial(draw_weights, errors=errors)}
 
 
-def _weights(errors: Mapping[str, Mapping[str, float]]) -> str:
-    names = next(iter(errors.values()))
-    rows = [[name, *(f"{1000 * by_name[name]:.2f}" for by_name in errors.values())] for name in names]
-    return table(("", *errors), rows)
-
-
-def _speeds(by_name: Mapping[str, float]) -> str:
+def _speed() -> Section:
+    by_name = speeds()
     formats = list(dict.fromkeys(name.partition(", ")[0] for name in by_name))
     rules = list(dict.fromkeys(name.partition(", ")[2] for name in by_name))
-    return table(
-        ("", *formats),
-        [[f"`{rule}`", *(f"{by_name[f'{format}, {rule}']:.2f}" for format in formats)] for rule in rules],
-    )
+    rows = [[f"`{rule}`", *(f"{by_name[f'{format}, {rule}']:.2f}" for format in formats)] for rule in rules]
+    heading = "### Speed\n\nGB of bfloat16 weights a second, best of five on eight matrices of 1536 × 2048.\n\n"
+    return heading + table(("", *formats), rows), {}
 
 
-def _costs(costs: Sequence[Cost]) -> str:
+def _text(text: Path, calibration: Path, console: Console) -> Section:
+    costs = measure_costs(_MODEL, text, calibration, console)
     rows = []
     for cost in costs:
         increase, removed = cost.increase, cost.removed
@@ -140,10 +111,20 @@ def _costs(costs: Sequence[Cost]) -> str:
                 f"{cost.output_error:.4f}",
             ]
         )
-    return table(("", "perplexity", "increase", "less than round to nearest's", "output error"), rows)
+    windows = len(costs[0].losses)
+    heading = (
+        f"### Perplexity\n\nOf the model that ships, on {windows * WINDOW:,} tokens in {windows} windows of "
+        f"`{text.name}`: {costs[0].original_perplexity:.4f} with the original weights.\nCalibrated on "
+        f"`{calibration.name}`. In brackets: 95 % intervals over windows. Output error: of all layers together,\n"
+        "relative, on the original inputs.\n\n"
+    )
+    headings = ("", "perplexity", "increase", "of round to nearest's increase removed", "output error")
+    return heading + table(headings, rows), {"perplexity": partial(draw_costs, costs=costs)}
 
 
-def _layers(report: AccuracyReport) -> str:
+def _layers(text: Path, calibration: Path, console: Console) -> Section:
+    reports = _reports(text, calibration, console)
+    plain = reports["mxfp4"]
     rows = [
         [
             str(number),
@@ -154,20 +135,38 @@ def _layers(report: AccuracyReport) -> str:
             f"{100 * layer.routing_overlap:.1f} %",
             f"{layer.stream_mse:.4f}",
         ]
-        for workload in report.workloads
+        for workload in plain.workloads
         for number, layer in enumerate(workload.layers, 1)
     ]
     headings = ("layer", "workload", "error", "FP4 alone", "arithmetic", "routing overlap", "hidden states")
-    return table(headings, rows)
-
-
-def _seed(reports: Mapping[str, AccuracyReport]) -> str:
-    workloads = next(iter(reports.values())).workloads
-    rows = [
+    seed = [
         [name, *(f"{max(layer.hidden_mse for layer in workload.layers):.4f}" for workload in report.workloads)]
         for name, report in reports.items()
     ]
-    return table(("", *(workload.name for workload in workloads)), rows)
+    page = (
+        f'### Layers of the trained model in mxfp4\n\n`onnx-moe accuracy` on `{text.name}`. "FP4 alone" is a layer\'s '
+        f"error on the inputs of its own run.\n\n{table(headings, rows)}\n{plain.golden.agreeing} of "
+        f"{plain.golden.tokens} golden tokens are predicted; where one is not, the reference's lead is "
+        f"{max(plain.golden.wrong_margins, default=0):.1f} logits at most.\n\n"
+        "Mean squared error of the hidden states, behind the layer where it is largest; the seed asks for less than "
+        f"0.01:\n\n{table(('', *(workload.name for workload in plain.workloads)), seed)}"
+    )
+    return page, {"layers": partial(plot_layers, report=plain), "experts": partial(plot_weights, report=plain)}
+
+
+def _reports(text: Path, calibration: Path, console: Console) -> dict[str, AccuracyReport]:
+    """`onnx-moe accuracy` on the trained model, in both formats, without and with calibration."""
+    reference = ReferenceModel(_MODEL, fold_shared_experts=True)
+    reports = {}
+    for format in ("mxfp4", "nvfp4"):
+        for name, options in ((format, {}), (f"{format}, calibrated", {"calibrate": calibration})):
+            with tempfile.TemporaryDirectory(prefix="onnx-moe-accuracy-") as folder:
+                path = Path(folder) / "tiny-glm.onnx"
+                onnx_moe.export(reference.module, None, path, format=format, **options)
+                reports[name] = measure(path, reference, Measurement(text))
+            broken = [str(finding) for finding in check(reports[name]) if not finding.good]
+            console.print(f"[dim]{name}: {'; '.join(broken) or 'every check is kept to'}[/]")
+    return reports
 
 
 if __name__ == "__main__":

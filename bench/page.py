@@ -1,18 +1,20 @@
-"""The measured part of a page of docs/: everything behind a mark, which each run writes anew."""
+"""The measured parts of a page of docs/, each behind a mark, which a run writes anew."""
 
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-_MARK = "<!-- measured -->\n"
 
-
-def write_measured(page: Path, text: str) -> None:
-    """Replaces what stands behind the mark in `page` by `text`; what stands in front of it is kept."""
-    kept = page.read_text(encoding="utf-8").partition(_MARK)[0] if page.exists() else ""
-    page.write_text(kept + _MARK + text, encoding="utf-8")
+def write_measured(page: Path, text: str, part: str = "") -> None:
+    """Replaces what stands in `page` between the mark of `part` and the next mark, or the end, by `text`."""
+    mark = f"<!-- measured{': ' + part if part else ''} -->\n"
+    before, found, behind = (page.read_text(encoding="utf-8") if page.exists() else "").partition(mark)
+    others = re.search(r"<!-- measured", behind)
+    kept = behind[others.start() :] if found and others else ""
+    page.write_text(before + mark + text + kept, encoding="utf-8")
 
 
 def processor() -> str:
