@@ -192,7 +192,7 @@ def _calibrate(
             f"calibrate is a text, but {type(module).__name__} is no causal language model of transformers: give a "
             "list of positional inputs."
         )
-    return calibrate_layers(layers, calibration_runs(module, calibrate), quantization, tell)
+    return calibrate_layers(target.module, layers, calibration_runs(module, calibrate), quantization, tell)
 
 
 def _check_module(module: torch.nn.Module, path: Path) -> None:

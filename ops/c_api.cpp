@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "c_api_guard.h"
+#include "c_api_matrix.h"
 #include "core/accelerator.h"
 #include "core/dispatch.h"
 #include "core/error.h"
@@ -28,23 +29,10 @@ ElementType element_type(int32_t type) {
   return static_cast<ElementType>(type);
 }
 
-BlockFormat block_format(int32_t format, int32_t block_size) {
-  return make_block_format(static_cast<Format>(format), block_size);
-}
-
 WeightLayout weight_layout(int32_t layout) {
   require(layout == ONNX_MOE_ROWS || layout == ONNX_MOE_INTERLEAVED, "weight layout ", layout,
           " is unknown: use ONNX_MOE_ROWS or ONNX_MOE_INTERLEAVED");
   return static_cast<WeightLayout>(layout);
-}
-
-Fp4Matrix fp4_matrix(const onnx_moe_fp4_matrix& matrix) {
-  return {block_format(matrix.format, matrix.block_size),
-          matrix.rows,
-          matrix.columns,
-          matrix.codes,
-          matrix.scales,
-          matrix.global_scale};
 }
 
 std::vector<int64_t> keys(const int64_t* first, int64_t count) {

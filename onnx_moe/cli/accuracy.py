@@ -80,13 +80,15 @@ def _named_reference(model: Path) -> Path:
 
 
 def _show(console: Console, report: AccuracyReport, findings: Sequence[Finding]) -> None:
+    from onnx_moe.accuracy.report import layer_number
+
     layers = Table(title=f"{Path(report.model).name}: {report.format}{', calibrated' if report.calibrated else ''}")
     for heading in ("layer", "workload", "error", "FP4 alone", "arithmetic", "routing", "experts"):
         layers.add_column(heading, justify="left" if heading in ("layer", "workload") else "right")
     for workload in report.workloads:
         for layer in workload.layers:
             layers.add_row(
-                layer.layer,
+                layer_number(layer.layer),
                 workload.name,
                 f"{layer.relative_error:.4f}",
                 f"{layer.fp4_error:.4f}",

@@ -91,6 +91,30 @@ ONNX_MOE_API int onnx_moe_choose_global_scale(const void* weights, int32_t type,
 /* Decodes `matrix` into float weights [rows, columns]. */
 ONNX_MOE_API int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* weights);
 
+/* ---- quantising for the inputs that a matrix meets ------------------------------------------------------------ */
+
+/* What of a matrix a call works on. columns: whole blocks, 128 at most. Rows are independent: any split of them over
+ * threads gives the same result. */
+typedef struct onnx_moe_matrix_part {
+  int64_t first_row;
+  int64_t rows;
+  int64_t first_column;
+  int64_t columns;
+} onnx_moe_matrix_part;
+
+/* Scales and codes for columns of W, so that Σ over rows of e H eᵀ, e = W − Q, stays small: GPTQ. H = (U D) (U D)ᵀ with
+ * U upper, its diagonal ones. weights and errors are [columns, rows], column by column. errors holds on entry what the
+ * columns before the part ask to be added to its weights, e U of those, and W − Q afterwards.
+ * feedback: U [columns, columns], row by row; pivots: the diagonal of D. A NaN or an infinity is an error. */
+ONNX_MOE_API int onnx_moe_round_columns(const float* weights, float* errors, const float* feedback, const float* pivots,
+                                        const onnx_moe_matrix_part* part, onnx_moe_fp4_matrix* out);
+
+/* Moves every code of a part, in turn, to the best one while all others stay; scales stay. weights and errors as above.
+ * hessian: H [columns, columns]; gradients: e H of the part as of entry, [part's columns, rows]. */
+ONNX_MOE_API int onnx_moe_descend_columns(const float* weights, float* errors, const float* hessian,
+                                          const float* gradients, const onnx_moe_matrix_part* part,
+                                          onnx_moe_fp4_matrix* out);
+
 /* ---- dispatch ----------------------------------------------------------------------------------------------- */
 
 /* Groups assignments by expert: a stable counting sort of expert_ids [tokens, slots], in O(assignments + experts).

@@ -13,7 +13,6 @@ import onnx_moe
 from onnx_moe.errors import ExportError
 from onnx_moe.export import calibration_solver as solver
 from onnx_moe.export import with_fp4_weights
-from onnx_moe.export.calibration_refine import refine
 from onnx_moe.export.calibration_solver import DAMPING, quantize_second_order
 from onnx_moe.nn import SparseMoE
 from onnx_moe.quantization import dequantize, quantize
@@ -51,7 +50,7 @@ def test_the_solver_is_gptq(format: str, columns: int) -> None:
     rows = [correlated_rows(300, columns, seed) for seed in range(3)]
     hessians = torch.stack([x.T @ x / len(x) for x in rows])
     block = 32 if format == "fp4" else 0
-    quantized = quantize_second_order(weights, hessians, format, block)
+    quantized = quantize_second_order(weights, hessians, format, block, sweeps=0)
     decoded = torch.from_numpy(dequantize(quantized))
     ones = dequantize(
         onnx_moe.QuantizedWeights(
@@ -81,8 +80,8 @@ def test_refining_lowers_the_error_of_every_row_and_keeps_the_scales(format: str
         difference = torch.from_numpy(dequantize(quantized)).double() - weights.double()
         return ((difference @ damped) * difference).sum(dim=-1)
 
-    first = quantize_second_order(weights, hessians, format)
-    refined = refine(first, weights, hessians)
+    first = quantize_second_order(weights, hessians, format, sweeps=0)
+    refined = quantize_second_order(weights, hessians, format)
     np.testing.assert_array_equal(refined.scales, first.scales)
     assert (error(refined) <= error(first) * (1 + 1e-5)).all()
     assert error(refined).sum() < 0.98 * error(first).sum()
@@ -143,8 +142,7 @@ def test_other_readers_decode_the_same_values(format: str, scale_type: str) -> N
     weights = torch.randn(2, 24, 96, generator=torch.Generator().manual_seed(12))
     rows = correlated_rows(200, 96, 13)
     hessians = (rows.T @ rows).expand(2, 96, 96) / 200
-    second_order = quantize_second_order(weights, hessians, format)
-    for quantized in (quantize(weights, format), second_order, refine(second_order, weights, hessians)):
+    for quantized in (quantize(weights, format), quantize_second_order(weights, hessians, format)):
         codes = np.stack((quantized.weights & 15, quantized.weights >> 4), axis=-1).reshape(weights.shape)
         values = codes.view(ml_dtypes.float4_e2m1fn).astype(np.float64)
         scales = quantized.scales.view(getattr(ml_dtypes, scale_type)).astype(np.float64)
@@ -206,5 +204,5 @@ def test_weights_that_follow_their_inputs_solve_the_ridge_regression(tokens: int
     moments = x.T @ x
     ridge = solver.RIDGE * moments.diagonal().mean() * torch.eye(96)
     expected = w + w @ torch.linalg.solve(moments + ridge, x.T @ (was - x)).T
-    moved = solver.follow_inputs(weights[None], [(rows, original)])[0]
+    moved = solver.follow_inputs(weights, rows, original, solver.second_moments(rows))
     assert (moved - expected).norm() < 1e-5 * (expected - w).norm()
