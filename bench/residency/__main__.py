@@ -77,6 +77,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds; the disk is measured before and after each.")] = 3,
     warm_up: Annotated[int, typer.Option(help="Tokens before the first round, which fill the cache.")] = 36,
     threads: Annotated[int, typer.Option(help="Threads that compute.")] = 2,
+    spin: Annotated[bool, typer.Option(help="Let idle threads spin, as ONNX Runtime does by default.")] = False,
     limit_gib: Annotated[float | None, typer.Option(help="Memory of a control group for each process.")] = None,
     mapped: Annotated[bool, typer.Option(help="Also with all experts mapped: slow beyond the memory.")] = True,
     folder: Annotated[
@@ -95,7 +96,7 @@ def main(
         path = home / f"{shape}_{layers}_layers.onnx"
         if not path.exists():
             write_model(path, of, layers)
-        job = Job(str(path), shape, layers, {}, tokens, warm_up, rounds, threads, disk_seconds=2.0)
+        job = Job(str(path), shape, layers, {}, tokens, warm_up, rounds, threads, spin, disk_seconds=2.0)
         measurements = []
         for entries in _settings(budgets.split(","), policies.split(","), prefetch.split(","), mapped):
             of_mode = dataclasses.replace(job, entries=entries, disk_seconds=2.0 if "cache_bytes" in entries else 0.0)

@@ -18,7 +18,8 @@ from typing import Any
 class Job:
     """A session's entries, and how it is driven: warm_up tokens, then `rounds` of `tokens`, the disk measured between.
 
-    group: a control group to join first.
+    spin: threads that compute look for work without a pause, as ONNX Runtime does by default. group: a control group to
+    join first.
     """
 
     model: str
@@ -29,6 +30,7 @@ class Job:
     warm_up: int
     rounds: int
     threads: int
+    spin: bool
     disk_seconds: float
     group: str | None = None
 
@@ -82,6 +84,7 @@ def decode(job: Job) -> Decoded:
     own_bytes = resident_bytes(os.getpid())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(job.spin)))
     for name, value in job.entries.items():
         options.add_session_config_entry(f"onnx_moe.{name}", value)
     session = onnx_moe.InferenceSession(path, options)

@@ -198,9 +198,11 @@ void PooledCall::hand_out(int64_t place, int64_t key) {
 }
 
 void PooledCall::release_all() {
+  if (leased_.empty()) return;
   for (const int64_t key : leased_) engine_.release(key);
   leased_.clear();
   awaited_.clear();
+  engine_.changed_.notify_all();
 }
 
 void PooledCall::free_computed() {

@@ -101,6 +101,7 @@ class ResidencyEngine {
   bool admit(int64_t key, const Speculation::Entry* read_ahead);
   void make_resident(int64_t key, const Speculation::Entry* read_ahead);
   void empty(int64_t place_index);
+  // Ends a lease; whoever waits for one is to be notified.
   void release(int64_t key);
   // A free place of a side area, if there is one.
   std::optional<int64_t> free_place(int64_t first, int64_t count) const;

@@ -39,10 +39,11 @@ def mapped(stack: Path) -> Run:
     return run(session(stack, residency="mapped"), INPUTS)
 
 
-@pytest.fixture(scope="module")
-def foreseeable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose next gate sees exactly what the next router will see."""
-    return save(Stack(layers=4, next_gates=True, same_input=True), tmp_path_factory.mktemp("foreseeable"))
+@pytest.fixture(scope="module", params=["plain", "gate_bias", "grouped"])
+def foreseeable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose next gate sees exactly what the next router will see, however that chooses."""
+    of = Stack(layers=4, next_gates=True, same_input=True, choice=request.param)
+    return save(of, tmp_path_factory.mktemp(request.param))
 
 
 def speculating(path: Path, signal: str, budget: str = "45%", **entries: object) -> Run:
@@ -111,6 +112,18 @@ def test_reading_ahead_begins_when_it_would_have_paid(foreseeable: Path) -> None
     assert 0 < ahead["issued"] < ahead["useful"] < ahead["candidates"]
     assert ahead["timely"] + ahead["late"] == ahead["issued"]
     assert_reconciles(statistics)
+
+
+def test_what_all_layers_showed_begins_reads_in_each(tmp_path: Path) -> None:
+    """A layer of a deep model has judged a few candidates when the model has judged hundreds."""
+    path = save(Stack(layers=24, next_gates=True, same_input=True), tmp_path)
+    result = run(
+        session(path, residency="pool", cache_bytes="30%", prefetch="next-gate", prefetch_precision=0.8),
+        tokens(seed=14)[1:7],
+    )
+    layers = [layer["prefetch"] for layer in result.statistics["layers"]]
+    assert max(layer["candidates"] for layer in layers) < 32
+    assert sum(layer["issued"] > 0 for layer in layers) > 20
 
 
 def test_reading_ahead_stays_off_where_it_does_not_pay(stack: Path, mapped: Run) -> None:
