@@ -64,7 +64,7 @@ class Measurement:
             for each in self.decoded.rounds
             if all(each.disk)
         )
-        return needed / self.seconds
+        return float(needed / self.seconds)
 
 
 def main(

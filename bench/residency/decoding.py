@@ -75,12 +75,13 @@ def decode(job: Job) -> Decoded:
     import onnxruntime
 
     import onnx_moe
-    from bench.residency.disk import bandwidth
+    from bench.residency.disk import bandwidth, find_parts
     from bench.residency.memory import resident_bytes
     from bench.residency.model import SHAPES, draw_tokens
     from onnx_moe.cache import engine
 
     shape, path = SHAPES[job.shape], Path(job.model)
+    parts = find_parts(path, shape)
     own_bytes = resident_bytes(os.getpid())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = job.threads
@@ -95,7 +96,7 @@ def decode(job: Job) -> Decoded:
             session.run(None, feeds)
 
     def disk() -> float:
-        return bandwidth(path.with_suffix(".data"), shape, job.disk_seconds) if job.disk_seconds else 0.0
+        return bandwidth(path.with_suffix(".data"), parts, job.disk_seconds) if job.disk_seconds else 0.0
 
     run(job.warm_up)
     rounds = _rounds(job, run, disk, lambda: _counters(engine(session).statistics()))

@@ -111,7 +111,7 @@ def _write(data: BinaryIO, name: str, array: NDArray[Any]) -> onnx.TensorProto:
     tensor = TensorProto(name=name, data_type=data_type, dims=array.shape, data_location=TensorProto.EXTERNAL)
     for key, entry in (("location", Path(data.name).name), ("offset", data.tell()), ("length", array.nbytes)):
         tensor.external_data.add(key=key, value=str(entry))
-    data.write(array)
+    array.tofile(data)
     return tensor
 
 

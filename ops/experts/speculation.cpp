@@ -41,10 +41,7 @@ void UsefulShare::judge(bool useful) {
 }
 
 Speculation::Speculation(std::unique_ptr<PrefetchSignal> signal, const ExpertBank& bank, double least_useful)
-    : bank_(bank),
-      signal_(std::move(signal)),
-      least_useful_(least_useful),
-      layers_(static_cast<size_t>(bank.layers)) {}
+    : bank_(bank), signal_(std::move(signal)), least_useful_(least_useful), layers_(static_cast<size_t>(bank.layers)) {}
 
 bool Speculation::pays(const Layer& layer, size_t half) const {
   if (least_useful_ <= 0) return true;
