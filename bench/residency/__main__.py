@@ -30,6 +30,8 @@ from bench.residency.model import SHAPES, write_model
 from onnx_moe.errors import OnnxMoeError
 
 GIB = 1 << 30
+#: Of one measurement of the disk.
+DISK_SECONDS = 2.0
 MB = 1e6
 
 
@@ -96,10 +98,12 @@ def main(
         path = home / f"{shape}_{layers}_layers.onnx"
         if not path.exists():
             write_model(path, of, layers)
-        job = Job(str(path), shape, layers, {}, tokens, warm_up, rounds, threads, spin, disk_seconds=2.0)
+        job = Job(str(path), dataclasses.asdict(of), layers, {}, tokens, warm_up, rounds, threads, spin, DISK_SECONDS)
         measurements = []
         for entries in _settings(budgets.split(","), policies.split(","), prefetch.split(","), mapped):
-            of_mode = dataclasses.replace(job, entries=entries, disk_seconds=2.0 if "cache_bytes" in entries else 0.0)
+            of_mode = dataclasses.replace(
+                job, entries=entries, disk_seconds=DISK_SECONDS if "cache_bytes" in entries else 0.0
+            )
             measurements.append(_measure(of_mode, limit_gib))
             console.print(_table([measurements[-1]], f"{tokens} tokens x {rounds}, {threads} threads"))
     console.print(_table(measurements, f"{rounds} rounds of {tokens} tokens, {threads} threads"))

@@ -23,7 +23,7 @@ class Job:
     """
 
     model: str
-    shape: str
+    shape: dict[str, int]
     layers: int
     entries: dict[str, str]
     tokens: int
@@ -77,10 +77,10 @@ def decode(job: Job) -> Decoded:
     import onnx_moe
     from bench.residency.disk import bandwidth, find_parts
     from bench.residency.memory import resident_bytes
-    from bench.residency.model import SHAPES, draw_tokens
+    from bench.residency.model import Shape, draw_tokens
     from onnx_moe.cache import engine
 
-    shape, path = SHAPES[job.shape], Path(job.model)
+    shape, path = Shape(**job.shape), Path(job.model)
     parts = find_parts(path, shape)
     own_bytes = resident_bytes(os.getpid())
     options = onnxruntime.SessionOptions()
