@@ -25,7 +25,7 @@ class PooledCall final : public ExpertSource {
     int64_t key;
   };
 
-  PooledCall(ResidencyEngine& engine, int64_t layer);
+  PooledCall(ResidencyEngine& engine, int64_t layer) : engine_(engine), layer_(layer) {}
 
   void note_keys();
   void count_visit();
@@ -44,6 +44,7 @@ class PooledCall final : public ExpertSource {
 
   ResidencyEngine& engine_;
   int64_t layer_;
+  int64_t busy_ns_ = 0;  // in here, waits for reads left out
   Visit visit_;
   std::vector<int64_t> keys_;  // all of the visit's, in the order of their first token
   size_t next_missing_ = 0;

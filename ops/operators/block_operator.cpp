@@ -70,7 +70,7 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
     reason = "its routing is recorded (onnx_moe.trace), which the device keeps to itself";
   }
   placement_ = Placement(info, definition, reason ? reason : unsupported_router(router_, sizes.routed_experts));
-  next_gate_ = NextGate(info, kNextGateWeight, router_.top_k);
+  next_gate_ = NextGate(info, {kGateWeight, kGateBias, kCorrectionBias, kNextGateWeight}, router_);
   residency_ = ExpertResidency(info, {kGateUp, kDown}, router_.slots());
 }
 
