@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "c_api_guard.h"
+#include "c_api_types.h"
 #include "core/accelerator.h"
 #include "core/dispatch.h"
 #include "core/error.h"
@@ -21,12 +22,6 @@
 namespace onnx_moe {
 
 namespace {
-
-ElementType element_type(int32_t type) {
-  require(type == ONNX_MOE_FLOAT || type == ONNX_MOE_FLOAT16 || type == ONNX_MOE_BFLOAT16, "element type ", type,
-          " is unknown: use ONNX_MOE_FLOAT, ONNX_MOE_FLOAT16 or ONNX_MOE_BFLOAT16");
-  return static_cast<ElementType>(type);
-}
 
 BlockFormat block_format(int32_t format, int32_t block_size) {
   return make_block_format(static_cast<Format>(format), block_size);

@@ -100,6 +100,36 @@ ONNX_MOE_API int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* w
 ONNX_MOE_API int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes, int64_t tokens, int64_t slots,
                                        int64_t num_experts, int64_t* order, int64_t* offsets, int64_t* inverse);
 
+/* Rows to the experts: out [count, row_bytes] with out[i] = x[indices[i]], bit for bit, of x [rows, row_bytes]. An index
+ * outside [0, rows) is an error. Large calls share the work out among `threads` threads, of which the caller's is one. */
+typedef struct onnx_moe_gather {
+  const void* x;
+  int64_t rows;
+  int64_t row_bytes;
+  const int64_t* indices;
+  int64_t count;
+  int32_t threads;
+  void* out;
+} onnx_moe_gather;
+ONNX_MOE_API int onnx_moe_gather_rows(const onnx_moe_gather* args);
+
+/* And back to their tokens: out [tokens, columns] with out[t] = sum over s of weights[t, s] * y[positions[t, s]], summed
+ * in the order of the slots in float32, whatever the type of y [rows, columns] and out. With `inverse` of
+ * onnx_moe_group_tokens as positions, y has the order of the experts. */
+typedef struct onnx_moe_scatter {
+  int32_t type; /* an onnx_moe_type, of y and out */
+  const void* y;
+  int64_t rows;
+  int64_t columns;
+  const int64_t* positions; /* [tokens, slots] */
+  const float* weights;     /* [tokens, slots] */
+  int64_t tokens;
+  int64_t slots;
+  int32_t threads;
+  void* out;
+} onnx_moe_scatter;
+ONNX_MOE_API int onnx_moe_scatter_rows(const onnx_moe_scatter* args);
+
 /* ---- recording routing ---------------------------------------------------------------------------------------- */
 
 /* Sessions with the configuration entry onnx_moe.trace = counters or full record what their routers choose, under the

@@ -1,0 +1,101 @@
+"""The stretch of a recording that is kept in full, to be replayed against caches: whole passes through the model."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from onnx_moe.routing.trace import DECODE, PREFILL, Call, RoutingTrace
+
+#: Decoding steps that a sample has at least, where the recording does: a cache is filled by some before others count.
+LEAST_STEPS = 16
+
+
+def sample_of(trace: RoutingTrace, expert_ids: int) -> RoutingTrace | None:
+    """The last whole passes of a trace, with at most about so many expert ids: decoding steps, or prompts where nothing
+    was decoded. None where no pass calls every layer that the phase has calls of.
+
+    Where few passes fit, they are cut by rows, the same rows in every layer: fewer sequences of a batch, or the
+    beginning of a prompt.
+    """
+    for phase in (DECODE, PREFILL):
+        calls = np.flatnonzero((trace.phases == phase) & (trace.tokens_of_calls > 0))
+        if not calls.size:
+            continue
+        whole = _whole_passes(trace.select(calls))
+        return None if whole is None else _last_passes(whole, expert_ids, LEAST_STEPS if phase == DECODE else 1)
+    return None
+
+
+def rows_that_fit(expert_ids: int, num_layers: int, top_k: int, phase: int) -> int:
+    """Rows of a pass of which LEAST_STEPS fit (decoding), or one (a prompt): at least 1."""
+    passes = LEAST_STEPS if phase == DECODE else 1
+    return max(1, expert_ids // (num_layers * top_k * passes))
+
+
+def _whole_passes(trace: RoutingTrace) -> RoutingTrace | None:
+    passes = trace.passes_of_calls
+    whole = np.bincount(passes) == len(np.unique(trace.layers))
+    return trace.select(whole[passes]) if whole.any() else None
+
+
+def _last_passes(trace: RoutingTrace, expert_ids: int, least: int) -> RoutingTrace:
+    passes = trace.passes_of_calls
+    sizes = np.bincount(passes, weights=np.diff(trace.offsets)).astype(np.int64)
+    least = min(least, len(sizes))
+    if sizes[-least:].sum() > expert_ids:
+        layers = len(np.unique(trace.layers))
+        trace = trace.select(passes >= len(sizes) - least)
+        return trace.first_rows(max(1, expert_ids // (layers * trace.top_k * least)))
+    kept = int(np.searchsorted(np.cumsum(sizes[::-1]), expert_ids, side="right"))
+    return trace.select(passes >= len(sizes) - kept)
+
+
+@dataclass
+class PassKeeper:
+    """Keeps the calls that `sample_of` may want of a recording that is still going on, in bounded memory: prompts are
+    the first to go once something is decoded, then the oldest passes.
+    """
+
+    expert_ids: int
+    num_layers: int
+    top_k: int
+    _passes: deque[list[Call]] = field(default_factory=deque)
+    _kept: int = 0
+
+    def add(self, call: Call) -> None:
+        """Takes in a call, cut to the rows that a sample could have."""
+        if self.expert_ids <= 0:
+            return
+        rows = rows_that_fit(self.expert_ids, self.num_layers, self.top_k, call.phase)
+        weights = None if call.expert_weights is None else call.expert_weights[:rows].copy()
+        call = replace(call, expert_ids=call.expert_ids[:rows].copy(), expert_weights=weights)
+        if not self._continues(call):
+            self._passes.append([])
+        self._passes[-1].append(call)
+        self._kept += call.expert_ids.size
+        while self._kept > self.expert_ids and len(self._passes) > 1:
+            self._drop()
+
+    def _continues(self, call: Call) -> bool:
+        if not self._passes:
+            return False
+        last = self._passes[-1][-1]
+        same = (last.request, last.phase, len(last.expert_ids)) == (call.request, call.phase, len(call.expert_ids))
+        return same and call.layer > last.layer
+
+    def _drop(self) -> None:
+        decoded = any(calls[0].phase == DECODE for calls in self._passes)
+        first = 0
+        if decoded:
+            others = range(len(self._passes) - 1)
+            first = next((at for at in others if self._passes[at][0].phase == PREFILL), 0)
+        self._kept -= sum(call.expert_ids.size for call in self._passes[first])
+        del self._passes[first]
+
+    def sample(self, num_experts: int, layer_names: tuple[str, ...]) -> RoutingTrace | None:
+        """The sample of what was kept; None where there is none."""
+        calls = [call for one in self._passes for call in one]
+        return sample_of(RoutingTrace.of_calls(calls, num_experts, layer_names), self.expert_ids) if calls else None
