@@ -161,6 +161,10 @@ int onnx_moe_recording_label(const char* name, int32_t phase, int32_t request) {
   return guarded([&] { onnx_moe::find_recorder(name)->label(phase, request); });
 }
 
+int onnx_moe_recording_default_phase(const char* name, int32_t phase) {
+  return guarded([&] { onnx_moe::find_recorder(name)->set_default_phase(phase); });
+}
+
 int onnx_moe_recording_clear(const char* name) {
   return guarded([&] { onnx_moe::find_recorder(name)->clear(); });
 }

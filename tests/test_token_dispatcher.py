@@ -91,9 +91,7 @@ def test_calling_experts(kind: Callable[[Any], Any]) -> None:
     with_ids = [lambda rows, expert: rows * (expert + 1)] * 5
     grouped = (dispatch.gather_for_experts(x, info), info)
     for experts in (each, tuple(each), with_ids):
-        np.testing.assert_array_equal(
-            np.asarray(dispatch.dispatch_to_experts(x, info, experts)), np.asarray(outputs)
-        )
+        np.testing.assert_array_equal(np.asarray(dispatch.dispatch_to_experts(x, info, experts)), np.asarray(outputs))
         np.testing.assert_array_equal(np.asarray(dispatch.dispatch_to_experts(grouped, experts)), np.asarray(outputs))
     assert np.asarray(dispatch.dispatch_to_experts(x, info, lambda rows: rows + 1)).tolist() == [[2.0] * 3] * 4
 
@@ -280,7 +278,11 @@ def test_a_dispatcher_of_other_sizes(kind: Callable[[Any], Any]) -> None:
     for x, wrong_ids, message in (
         (np.ones((1, 4)), ids, r"hidden_states has shape \[1, 4\], but must be \[T, 3\]"),
         (np.ones((1, 3)), ids[:, :1], r"expert_ids has shape \[1, 1\], but must be \[T, 2\]"),
-        (np.ones((5, 3)), ids, r"activations has shape \[5, 3\], but must be \[1, …\]: num_tokens of the grouping is 1"),
+        (
+            np.ones((5, 3)),
+            ids,
+            r"activations has shape \[5, 3\], but must be \[1, …\]: num_tokens of the grouping is 1",
+        ),
         (np.ones((0, 3)), ids, r"activations has shape \[0, 3\], but must be \[1, …\]"),
     ):
         with pytest.raises(InvalidInputError, match=message):

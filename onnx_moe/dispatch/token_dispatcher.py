@@ -35,8 +35,8 @@ def group_tokens_by_expert(expert_ids_or_tokens: Any, num_experts_or_routing_wei
     """(expert_ids [T, k], num_experts) → DispatchInfo, or (x [T, H], routing) → (rows in expert order, DispatchInfo).
 
     routing: expert_ids [T, k] alone; a tuple or list (expert_ids, probabilities) or (expert_ids, probabilities,
-    num_experts); or a mapping with "expert_ids" (or "indices") and perhaps "num_experts". Without a number of experts it
-    is the largest id plus 1.
+    num_experts); or a mapping with "expert_ids" (or "indices") and perhaps "num_experts". Without a number of experts
+    it is the largest id plus 1.
     """
     number = payloads.as_number(num_experts_or_routing_weights)
     if number is not None:
@@ -99,8 +99,8 @@ def _grouped(first: Any, second: Any, third: Experts | None) -> tuple[Any, Dispa
 def combine_expert_outputs(
     expert_outputs: Array, expert_probs_or_routing_weights: Any, dispatch_info: DispatchInfo | None = None
 ) -> Any:
-    """`scatter_expert_outputs`: (outputs, probabilities [T, k], DispatchInfo), or (outputs, routing) with routing a tuple
-    (probabilities, DispatchInfo) or a mapping with "expert_probs" (or "probs") and "dispatch_info".
+    """`scatter_expert_outputs`: (outputs, probabilities [T, k], DispatchInfo), or (outputs, routing) with routing a
+    tuple (probabilities, DispatchInfo) or a mapping with "expert_probs" (or "probs") and "dispatch_info".
     """
     probs, info = expert_probs_or_routing_weights, dispatch_info
     if info is None:

@@ -62,40 +62,41 @@ class PassKeeper:
     expert_ids: int
     num_layers: int
     top_k: int
-    _passes: deque[list[Call]] = field(default_factory=deque)
+    _passes: dict[int, deque[list[Call]]] = field(default_factory=lambda: {PREFILL: deque(), DECODE: deque()})
     _kept: int = 0
 
     def add(self, call: Call) -> None:
         """Takes in a call, cut to the rows that a sample could have."""
-        if self.expert_ids <= 0:
+        if self.expert_ids <= 0 or call.expert_ids.size == 0:
             return
         rows = rows_that_fit(self.expert_ids, self.num_layers, self.top_k, call.phase)
         weights = None if call.expert_weights is None else call.expert_weights[:rows].copy()
         call = replace(call, expert_ids=call.expert_ids[:rows].copy(), expert_weights=weights)
-        if not self._continues(call):
-            self._passes.append([])
-        self._passes[-1].append(call)
+        passes = self._passes[call.phase]
+        if passes and _continues(passes[-1][-1], call):
+            passes[-1].append(call)
+        else:
+            passes.append([call])
         self._kept += call.expert_ids.size
-        while self._kept > self.expert_ids and len(self._passes) > 1:
+        while self._kept > self.expert_ids and sum(map(len, self._passes.values())) > 1:
             self._drop()
 
-    def _continues(self, call: Call) -> bool:
-        if not self._passes:
-            return False
-        last = self._passes[-1][-1]
-        same = (last.request, last.phase, len(last.expert_ids)) == (call.request, call.phase, len(call.expert_ids))
-        return same and call.layer > last.layer
+    @property
+    def has_calls(self) -> bool:
+        """Whether any call was kept."""
+        return self._kept > 0
 
     def _drop(self) -> None:
-        decoded = any(calls[0].phase == DECODE for calls in self._passes)
-        first = 0
-        if decoded:
-            others = range(len(self._passes) - 1)
-            first = next((at for at in others if self._passes[at][0].phase == PREFILL), 0)
-        self._kept -= sum(call.expert_ids.size for call in self._passes[first])
-        del self._passes[first]
+        prompts, steps = self._passes[PREFILL], self._passes[DECODE]
+        dropped = (prompts if prompts and steps else prompts or steps).popleft()
+        self._kept -= sum(call.expert_ids.size for call in dropped)
 
     def sample(self, num_experts: int, layer_names: tuple[str, ...]) -> RoutingTrace | None:
         """The sample of what was kept; None where there is none."""
-        calls = [call for one in self._passes for call in one]
+        calls = [call for passes in self._passes.values() for one in passes for call in one]
         return sample_of(RoutingTrace.of_calls(calls, num_experts, layer_names), self.expert_ids) if calls else None
+
+
+def _continues(last: Call, call: Call) -> bool:
+    same = (last.request, len(last.expert_ids)) == (call.request, len(call.expert_ids))
+    return same and call.layer > last.layer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +14,9 @@ from numpy.typing import NDArray
 from onnx_moe.errors import InvalidInputError
 
 Ints = NDArray[np.int32]
+
+#: What reading a damaged or foreign .npz raises.
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 #: Phases of a call, by number: tokens of a prompt together, or one new token of each sequence.
 PHASES = ("prefill", "decode")
@@ -79,8 +84,8 @@ class RoutingTrace:
         whole = self.offsets[0] == 0 and self.offsets[-1] == len(self.experts)
         if not whole or bool((sizes % self.top_k).any()) or bool((sizes < 0).any()):
             raise InvalidInputError(
-                f"offsets do not divide the {len(self.experts)} experts into calls of whole tokens of {self.top_k}: they "
-                "must rise from 0 to that number."
+                f"offsets do not divide the {len(self.experts)} experts into calls of whole tokens of {self.top_k}: "
+                "they must rise from 0 to that number."
             )
         if self.weights is not None and len(self.weights) != len(self.experts):
             raise InvalidInputError(f"{len(self.weights)} weights are given for {len(self.experts)} experts.")
@@ -123,6 +128,19 @@ class RoutingTrace:
         same = [column[1:] == column[:-1] for column in (self.requests, self.phases, self.tokens_of_calls)]
         new[1:] = ~((self.layers[1:] > self.layers[:-1]) & np.logical_and.reduce(same))
         return np.cumsum(new) - 1
+
+    def calls(self) -> Iterator[Call]:
+        """The calls one by one; their arrays are views."""
+        for call in range(self.num_calls):
+            part = slice(int(self.offsets[call]), int(self.offsets[call + 1]))
+            weights = None if self.weights is None else self.weights[part].reshape(-1, self.top_k)
+            yield Call(
+                int(self.layers[call]),
+                self.experts[part].reshape(-1, self.top_k),
+                weights,
+                int(self.phases[call]),
+                int(self.requests[call]),
+            )
 
     def token_by_token(self) -> RoutingTrace:
         """The same choices as decoding would make them: each token passes all layers before the next one does."""
@@ -178,7 +196,8 @@ class RoutingTrace:
         for call in calls:
             if call.expert_weights is not None and call.expert_weights.size != call.expert_ids.size:
                 raise InvalidInputError(
-                    f"a call has {call.expert_weights.size} weights for {call.expert_ids.size} experts: give one for each."
+                    f"a call has {call.expert_weights.size} weights for {call.expert_ids.size} experts: give one for "
+                    "each."
                 )
         weights = [call.expert_weights for call in calls if call.expert_weights is not None]
         return cls(

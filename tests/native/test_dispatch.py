@@ -110,9 +110,7 @@ def naive_scatter(y: torch.Tensor, positions: Array, weights: Array) -> Array:
     ("dtype", "unit"), [(torch.float32, 2.0**-24), (torch.float16, 2.0**-11), (torch.bfloat16, 2.0**-8)]
 )
 @pytest.mark.parametrize(("tokens", "slots", "columns"), [(1, 1, 1), (9, 3, 17), (3, 8, 513), (0, 2, 4), (2, 5, 1030)])
-def test_sums_equal_loops(
-    tokens: int, slots: int, columns: int, dtype: torch.dtype, unit: float, kernel: str
-) -> None:
+def test_sums_equal_loops(tokens: int, slots: int, columns: int, dtype: torch.dtype, unit: float, kernel: str) -> None:
     """Odd sizes, on both sides of the columns that are summed at a time; a row that several slots take."""
     random = np.random.default_rng(columns)
     rows = max(tokens * slots - 1, 1)
