@@ -115,8 +115,8 @@ def _expert_bytes(
     shapes = [(known.num_experts, known.top_k), (trace.num_experts, trace.top_k)]
     if shapes[0] != shapes[1] or trace.num_layers > known.num_hidden_layers:
         raise InvalidInputError(
-            f"{known.name} has {known.num_moe_layers} MoE layers of {known.num_experts} experts, top-{known.top_k}, but "
-            f"the trace has {trace.num_layers} of {trace.num_experts}, top-{trace.top_k}: give the model that it is of."
+            f"{known.name} has {known.num_moe_layers} MoE layers of {known.num_experts} experts, top-{known.top_k}, "
+            f"but the trace has {trace.num_layers} of {trace.num_experts}, top-{trace.top_k}: give its own model."
         )
     return known.expert_bytes(format or "mxfp4")
 

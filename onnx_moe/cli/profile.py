@@ -41,8 +41,8 @@ def profile(
     top_k: Annotated[int | None, typer.Option(help="Experts of a token, where a trace does not tell.")] = None,
     expert_bytes: Annotated[str | None, typer.Option(help="Bytes of one expert of a trace, such as 2.5MB.")] = None,
 ) -> None:
-    """Report how a model uses its experts, from a run on text or a trace: what to keep in memory, and how much of
-    it.""" console = Console()
+    """Report how a model uses its experts, from a run on text or a trace: what to keep in memory, and how much."""
+    console = Console()
     of_model = {"text": text or None, "tokenizer": tokenizer, "prompt-tokens": prompt_tokens}
     of_model |= {"decoded-tokens": decoded_tokens, "requests": requests}
     of_trace = {"top-k": top_k, "expert-bytes": expert_bytes}

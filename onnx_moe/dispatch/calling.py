@@ -23,10 +23,10 @@ def function_of(experts: Experts, num_experts: int | None = None) -> Callable[[A
         return _with_id(experts)  # type: ignore[arg-type]
     if num_experts is None or not (hasattr(experts, "__len__") and hasattr(experts, "__getitem__")):
         raise _no_expert(experts)
-    if len(experts) < num_experts:  # type: ignore[arg-type]
-        given = len(experts)  # type: ignore[arg-type]
+    if len(experts) < num_experts:
+        given = len(experts)
         raise InvalidInputError(f"{given} experts were given, but ids go to {num_experts - 1}: give them all.")
-    functions = [_with_id(experts[expert]) for expert in range(num_experts)]  # type: ignore[index]
+    functions = [_with_id(experts[expert]) for expert in range(num_experts)]
     return lambda rows, expert: functions[expert](rows, expert)
 
 

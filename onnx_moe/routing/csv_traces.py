@@ -135,7 +135,8 @@ def _in_runs(layers: NDArray[Any], requests: NDArray[Any]) -> NDArray[Any]:
     if len(np.unique(layers)) == 1:
         return np.zeros(len(layers), bool)
     beside = (layers[1:] == layers[:-1]) & (requests[1:] == requests[:-1])
-    return np.append(beside, False) | np.concatenate([[False], beside])
+    result: NDArray[Any] = np.append(beside, False) | np.concatenate([[False], beside])
+    return result
 
 
 def _order_by_slot(columns: dict[str, NDArray[Any]], rows: _Rows, top_k: int, path: Path) -> None:

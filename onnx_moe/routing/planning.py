@@ -108,7 +108,7 @@ def plan(
         seconds = machine.compute_seconds + miss_bytes / machine.disk_bandwidth
         return Operation(size, size * expert_bytes, rate, miss_bytes, seconds)
 
-    least = {target: curves.curve(policy).least_capacity(target) for target in TARGETS}
+    sizes = {target: curves.curve(policy).least_capacity(target) for target in TARGETS}
     return Plan(
         policy,
         expert_bytes,
@@ -116,7 +116,7 @@ def plan(
         curves.cycle * expert_bytes,
         least * expert_bytes,
         {curve.policy: operation(curve.policy, capacity) for curve in curves.curves},
-        {target: None if size is None else operation(policy, size) for target, size in least.items()},
+        {target: None if size is None else operation(policy, size) for target, size in sizes.items()},
         most_used(trace, capacity),
         curves,
     )

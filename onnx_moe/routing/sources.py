@@ -146,6 +146,6 @@ def _json_call(entry: dict[str, Any], sizes: TraceSizes) -> Call:
                 "all, before top-k, MoERoutingProfiler.record_routing takes them)"
             )
         weights = weights.reshape(ids.shape)
-    name = entry.get("phase")
-    phase = phase_number(name) if name is not None else DECODE if len(ids) == 1 else PREFILL
+    given = entry.get("phase")
+    phase = phase_number(given) if given is not None else DECODE if len(ids) == 1 else PREFILL
     return Call(layer, as_int32("expert", ids), weights, phase, request)

@@ -236,7 +236,7 @@ def check_sizes(num_experts: int, num_layers: int, top_k: int) -> None:
         raise InvalidInputError(f"top_k is {top_k}, but there are {num_experts} experts: use at most as many.")
 
 
-def _check_range(name: str, values: Ints, count: int) -> None:
+def _check_range(name: str, values: NDArray[Any], count: int) -> None:
     if len(values) and (values.min() < 0 or values.max() >= count):
         wrong = int(np.flatnonzero((values < 0) | (values >= count))[0])
         raise InvalidInputError(
