@@ -37,4 +37,4 @@ def test_the_json_document_has_the_keys_that_are_described() -> None:
     from onnx_moe.routing import simulate_routing_for_model
 
     described = set(re.findall(r"^([a-z_]+) {2,}\S", PAGE.split("## The profile as a JSON document")[1], re.MULTILINE))
-    assert described == set(simulate_routing_for_model("olmoe-1b-7b", 10).report())
+    assert described == set(simulate_routing_for_model("olmoe-1b-7b", 10).generate_report())
