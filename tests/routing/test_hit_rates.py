@@ -52,7 +52,8 @@ def test_a_point_of_the_curve_is_a_simulation(trace: RoutingTrace) -> None:
     found = hit_rate_curves(trace, shares=[0.25])
     decoding = trace.select(trace.phases == DECODE)
     capacity = trace.num_layers * trace.num_experts // 4
-    # Of 256 slots, a sixteenth but at most 8 are for experts that pass by; each layer has twice a token's and an even share.
+    # Of 256 slots, a sixteenth but at most 8 are for experts that pass by; each layer has twice a token's and an even
+    # share.
     setup = CacheSetup(248, "decayed-lfu", layer_floor=8, share=15)
     assert SlotDivision.of(capacity, 16, 64, 8) == SlotDivision(16 * 8 + 1, 248, 8, 15, 8)
     outcomes = simulate_cache(decoding, setup).outcomes.reshape(160, -1)
@@ -71,7 +72,7 @@ def test_pinned_experts_are_those_of_the_warm_up() -> None:
 
 
 def test_layers_without_calls_do_not_count() -> None:
-    """One of ten layers called: its experts are the bank, its token the cycle, and the curve is that of the layer alone."""
+    """One of ten layers called: its experts are the bank, its token the cycle, and the curve is that layer's alone."""
     one = simulate_routing(KnownModel("one", 1, 0, 32, 2, 64, 64), 200, seed=3)
     padded = dataclasses.replace(one, layers=one.layers + 6, layer_names=tuple("0123456789"))
     alone, found = hit_rate_curves(one), hit_rate_curves(padded)

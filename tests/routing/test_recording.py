@@ -207,8 +207,8 @@ def test_misuse_is_named() -> None:
 
 
 def test_a_decoder_s_batches_are_told_from_prompts(tmp_path: Path) -> None:
-    """Its routers see [batch · sequence, H] alone: `DecoderSession` says what a step is, a label overrules it, and where
-    neither does, only a single row decodes.
+    """Its routers see [batch · sequence, H] alone: `DecoderSession` says what a step is, a label overrules it, and
+    where neither does, only a single row decodes.
     """
     path = tmp_path / "small.onnx"
     onnx_moe.export(make_model("qwen3_moe"), None, path, functions=False)
