@@ -27,6 +27,7 @@ def profile_recording(
     expert_bytes: int | None = None,
     source: str = "",
     facts: Mapping[str, str] | None = None,
+    class_of_request: Mapping[int, str] | None = None,
 ) -> RoutingProfile:
     """The profile of what a session recorded: of every call, or of counters (onnx_moe.trace = counters).
 
@@ -41,6 +42,7 @@ def profile_recording(
             source=source,
             dropped_calls=recording.dropped_calls,
             facts=facts,
+            class_of_request=class_of_request,
         )
     return profile_counters(recording.layers, name=name, expert_bytes=expert_bytes, source=source, facts=facts)
 

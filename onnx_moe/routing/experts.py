@@ -134,7 +134,7 @@ class LayerRoutingProfile:
 
 def _expert_stats(counts: RoutingCounts, layer: int, thresholds: LoadThresholds) -> dict[int, ExpertLoadStats]:
     ranks = counts["rank_counts"][:, layer].sum(0)
-    loads = ranks.sum(-1)
+    loads = counts.counts[:, layer].sum(0)
     weighted, mass, squares = (counts[name][:, layer].sum(0) for name in ("weighted_uses", "mass", "mass_squares"))
     uses = np.maximum(weighted, 1)
     mean = mass / uses

@@ -19,6 +19,8 @@ Array = NDArray[Any]
 
 #: Shares of all experts at which caches are simulated, besides one token's cycle.
 SHARES = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+#: The cache whose misses are shown: what the plugin does by default, with a quarter of the experts.
+MISS_POLICY, MISS_SHARE = "decayed-lfu", 0.25
 #: Share of the trace that fills the cache before hits are counted.
 WARMUP = 0.25
 
@@ -47,6 +49,17 @@ class HitRates:
 
 
 @dataclass(frozen=True)
+class Misses:
+    """Where a cache misses: counts [num_layers of the trace, E] of lookups after the warm-up, of `policy` with
+    `capacity` slots.
+    """
+
+    policy: str
+    capacity: int
+    counts: Array
+
+
+@dataclass(frozen=True)
 class HitRateCurves:
     """The curves of a trace. num_layers: that were called; bank, cycle, least: experts of all of them, that a token
     uses on its way through them, and that the plugin's cache needs slots for. tokens: replayed, of which the first
@@ -63,6 +76,7 @@ class HitRateCurves:
     lookups: int
     rows: float
     curves: tuple[HitRates, ...]
+    misses: Misses
 
     @property
     def lookups_per_token(self) -> float:
@@ -120,6 +134,9 @@ def hit_rate_curves(
         for policy in (*POLICIES, "static")
     )
     cycle = calls.num_layers * calls.top_k
+    capacity = max(round(MISS_SHARE * bank), least)
+    counts = np.zeros((trace.num_layers, trace.num_experts), np.int64)
+    counts[np.unique(trace.layers[trace.tokens_of_calls > 0])] = replay.misses(MISS_POLICY, capacity)
     return HitRateCurves(
         phase=phase,
         num_layers=calls.num_layers,
@@ -131,6 +148,7 @@ def hit_rate_curves(
         lookups=replay.num_lookups,
         rows=float(calls.tokens_of_calls.mean()),
         curves=curves,
+        misses=Misses(MISS_POLICY, capacity, counts),
     )
 
 
@@ -146,7 +164,8 @@ class _Replay:
         self._first = first + int(starts[0]) if starts.size else 0
         self._tail = calls.select(slice(self._first, None))
         self.warmup = calls.select(slice(self._first))
-        keys = np.repeat(calls.layers.astype(np.int64), np.diff(calls.offsets)) * calls.num_experts + calls.experts
+        layers = np.repeat(calls.layers.astype(np.int64), np.diff(calls.offsets))
+        self._keys = keys = layers * calls.num_experts + calls.experts
         head = int(calls.offsets[self._first])
         self._bank = calls.num_layers * calls.num_experts
         used = np.bincount(keys[:head], minlength=self._bank)
@@ -163,13 +182,22 @@ class _Replay:
             setup = CacheSetup(capacity, policy, preloaded=self._needed_first[:capacity].tolist())
             outcomes = simulate_cache(self._tail, setup).outcomes
         else:
-            calls = self._calls
-            slots = SlotDivision.of(capacity, calls.num_layers, calls.num_experts, calls.top_k)
-            setup = CacheSetup(slots.capacity, policy, slots.layer_floor, share=slots.share)
-            outcomes = simulate_cache(calls, setup).outcomes
-            outcomes = outcomes[int(self._calls.offsets[self._first]) :]
+            outcomes = self._online(policy, capacity)
         hits, misses = int((outcomes == 1).sum()), int((outcomes == 0).sum())
         return hits / max(hits + misses, 1)
+
+    def misses(self, policy: str, capacity: int) -> Array:
+        """How often each expert [L, E] was not there."""
+        missed = self._keys[int(self._calls.offsets[self._first]) :][self._online(policy, capacity) == 0]
+        counts: Array = np.bincount(missed, minlength=self._bank).reshape(-1, self._calls.num_experts)
+        return counts
+
+    def _online(self, policy: str, capacity: int) -> Array:
+        """Outcomes, after the warm-up, of the plugin's cache with so many slots."""
+        calls = self._calls
+        slots = SlotDivision.of(capacity, calls.num_layers, calls.num_experts, calls.top_k)
+        setup = CacheSetup(slots.capacity, policy, slots.layer_floor, share=slots.share)
+        return simulate_cache(calls, setup).outcomes[int(calls.offsets[self._first]) :]
 
     def _static(self, capacity: int) -> float:
         pinned = np.zeros(self._bank, bool)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnx_moe.errors import InvalidInputError
 from onnx_moe.routing.counts import SHAPES, RoutingCounts
@@ -70,6 +71,47 @@ class ProfiledModel:
 
 
 @dataclass(frozen=True)
+class PromptClasses:
+    """Requests of several kinds apart, as of several texts: names [C], tokens [C, L] and counts [C, L, E]."""
+
+    names: tuple[str, ...]
+    tokens: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, trace: RoutingTrace, class_of_request: Mapping[int, str]) -> PromptClasses | None:
+        """Of a trace, by its requests; None for fewer than two classes."""
+        names = tuple(dict.fromkeys(class_of_request.values()))
+        if len(names) < 2:
+            return None
+        sizes = (len(names), trace.num_layers, trace.num_experts)
+        tokens, counts = np.zeros(sizes[:2], np.int64), np.zeros(sizes, np.int64)
+        number = {request: names.index(name) for request, name in class_of_request.items()}
+        classes = np.array([number.get(int(request), -1) for request in trace.requests])
+        for index in range(len(names)):
+            part = trace.select(classes == index)
+            layers = np.repeat(part.layers, np.diff(part.offsets)).astype(np.int64)
+            keys = layers * trace.num_experts + part.experts
+            counts[index] = np.bincount(keys, minlength=counts[index].size).reshape(sizes[1:])
+            np.add.at(tokens[index], part.layers, part.tokens_of_calls)
+        return cls(names, tokens, counts)
+
+    def merge(self, later: PromptClasses) -> PromptClasses:
+        """Both, classes of one name added up."""
+        names = tuple(dict.fromkeys((*self.names, *later.names)))
+        merged = PromptClasses(
+            names,
+            np.zeros((len(names), *self.tokens.shape[1:]), np.int64),
+            np.zeros((len(names), *self.counts.shape[1:]), np.int64),
+        )
+        for classes in (self, later):
+            for index, name in enumerate(classes.names):
+                merged.tokens[names.index(name)] += classes.tokens[index]
+                merged.counts[names.index(name)] += classes.counts[index]
+        return merged
+
+
+@dataclass(frozen=True)
 class RoutingProfile:
     """A run's routing. sample: passes through all layers, in full; None where only counts are known.
 
@@ -85,6 +127,7 @@ class RoutingProfile:
     thresholds: LoadThresholds = field(default_factory=LoadThresholds)
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    classes: PromptClasses | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     @cached_property
@@ -146,6 +189,7 @@ class RoutingProfile:
             dropped_calls=self.dropped_calls + later.dropped_calls,
             facts={name: value for name, value in self.facts.items() if later.facts.get(name) == value},
             notes=tuple(dict.fromkeys((*self.notes, *later.notes))),
+            classes=self.classes.merge(later.classes) if self.classes and later.classes else None,
             created=max(self.created, later.created),
         )
 
@@ -167,8 +211,11 @@ class RoutingProfile:
             "cold_threshold": self.thresholds.cold,
             "facts": dict(self.facts),
             "notes": self.notes,
+            "classes": self.classes.names if self.classes else (),
         }
         arrays = dict(self.counts.columns)
+        if self.classes is not None:
+            arrays |= {"class_tokens": self.classes.tokens, "class_counts": self.classes.counts}
         if self.sample is not None:
             arrays |= {f"sample_{name}": column for name, column in _columns(self.sample).items()}
         with path.open("wb") as file:
@@ -217,6 +264,9 @@ class RoutingProfile:
             thresholds=LoadThresholds(facts["hot_threshold"], facts["cold_threshold"]),
             facts=facts["facts"],
             notes=tuple(facts["notes"]),
+            classes=PromptClasses(tuple(facts["classes"]), arrays["class_tokens"], arrays["class_counts"])
+            if facts["classes"]
+            else None,
             created=facts["created"],
         )
 
@@ -230,10 +280,13 @@ def profile_trace(
     dropped_calls: int = 0,
     thresholds: LoadThresholds | None = None,
     facts: Mapping[str, str] | None = None,
+    class_of_request: Mapping[int, str] | None = None,
     progress: Progress | None = None,
 ) -> RoutingProfile:
-    """The profile of a trace. facts: of the run, such as its model's format. progress: called with a stage and the
-    share of it that is done. Raises InvalidInputError for a trace without tokens.
+    """The profile of a trace.
+
+    facts: of the run, such as its model's format. class_of_request: names of classes to keep apart. progress: called
+    with a stage and the share of it that is done. Raises InvalidInputError for a trace without tokens.
     """
     if len(trace.experts) == 0:
         raise InvalidInputError("the trace holds no token: record some first.")
@@ -250,6 +303,7 @@ def profile_trace(
         thresholds or LoadThresholds(),
         facts or {},
         sample_notes(trace, sample),
+        PromptClasses.of(trace, class_of_request or {}),
     )
 
 

@@ -84,7 +84,8 @@ def profile_text(
     if not texts:
         raise InvalidInputError("there is no text to run: give at least one.")
     session = _session(model)
-    pieces = [piece for _, tokens in texts for piece in (requests or Requests()).of(tokens)]
+    named = [(name, piece) for name, tokens in texts for piece in (requests or Requests()).of(tokens)]
+    pieces = [piece for _, piece in named]
     prompt_tokens = (requests or Requests()).prompt_tokens
     decoder = DecoderSession(session)
     with record(session) as recording:
@@ -100,6 +101,7 @@ def profile_text(
         expert_bytes=expert_bytes_of(model, recording.trace.num_layers),
         source=", ".join(name for name, _ in texts),
         facts=facts_of(model),
+        class_of_request={number: name for number, (name, _) in enumerate(named)},
     )
 
 

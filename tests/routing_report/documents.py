@@ -110,6 +110,12 @@ def small_document() -> dict[str, Any]:
             ],
         },
         "drift": {"prefill": None, "decode": {"per_layer": [0.1, 0.02, 0.05], "noise": [0.01, 0.01, 0.01]}},
+        "prompt_classes": {
+            "names": ["code.txt", "prose.txt"],
+            "tokens": [900, 1100],
+            "divergence": [[0.0, 0.31], [0.31, 0.0]],
+            "noise": [[0.001, 0.002], [0.002, 0.001]],
+        },
         "cache": {
             "phase": "decode",
             "expert_bytes": EXPERT_BYTES,
@@ -122,6 +128,13 @@ def small_document() -> dict[str, Any]:
             "least_bytes": (LAYERS * TOP_K + 1) * EXPERT_BYTES,
             "lookups_per_token": LAYERS * TOP_K,
             "step_tokens": 1.0,
+            "misses": {
+                "policy": "decayed-lfu",
+                "capacity": 7,
+                "share": [list(reversed(row)) for row in SHARES],
+                "per_token": [0.5, 1.0, 0.25],
+                "bytes_per_token": [500_000, 1_000_000, 250_000],
+            },
             "simulated_tokens": 2000,
             "warmup_tokens": 500,
             "curves": [

@@ -53,6 +53,7 @@ def document(profile: RoutingProfile) -> dict[str, Any]:
         "transitions": relations.transitions(profile),
         "predictors": relations.predictors(profile),
         "drift": time.drift(profile),
+        "prompt_classes": time.prompt_classes(profile),
         "cache": cache.cache(profile),
     }
     result: dict[str, Any] = plain(sections)

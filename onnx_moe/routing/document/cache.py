@@ -43,6 +43,7 @@ def cache(profile: RoutingProfile) -> dict[str, Any]:
         "warmup_tokens": 0 if found is None else found.warmup_tokens,
         "curves": [],
         "targets": [],
+        "misses": None,
         "whole_run": {phase: _whole_run(profile, i, found) for i, phase in enumerate(PHASES)},
     }
     if found is None:
@@ -56,6 +57,7 @@ def cache(profile: RoutingProfile) -> dict[str, Any]:
         }
         for curve in found.curves
     ]
+    section["misses"] = _misses(found, model.expert_bytes)
     for target in TARGETS:
         capacity = found.curve(POLICY).least_capacity(target)
         section["targets"].append(
@@ -68,6 +70,20 @@ def cache(profile: RoutingProfile) -> dict[str, Any]:
             }
         )
     return section
+
+
+def _misses(found: HitRateCurves, expert_bytes: int | None) -> dict[str, Any]:
+    """Which experts are missing, and what that costs a token in each layer."""
+    counts = found.misses.counts
+    of_layer = counts.sum(1)
+    per_token = of_layer / max(found.tokens - found.warmup_tokens, 1)
+    return {
+        "policy": found.misses.policy,
+        "capacity": found.misses.capacity,
+        "share": counts / np.maximum(of_layer, 1)[:, None],
+        "per_token": per_token,
+        "bytes_per_token": None if expert_bytes is None else per_token * expert_bytes,
+    }
 
 
 def _whole_run(profile: RoutingProfile, phase: int, found: HitRateCurves | None) -> dict[str, Any] | None:

@@ -78,3 +78,23 @@ def _drift(profile: RoutingProfile, phase: int) -> dict[str, Any] | None:
         "per_layer": measures.jensen_shannon(first, second),
         "noise": measures.jensen_shannon_noise(first, second),
     }
+
+
+def prompt_classes(profile: RoutingProfile) -> dict[str, Any] | None:
+    """How far the routing of each kind of prompt is from that of each other: means over layers."""
+    classes = profile.classes
+    if classes is None:
+        return None
+    pairs = [(first, second) for first in classes.counts for second in classes.counts]
+    size = len(classes.names)
+
+    def table(measure: Any) -> Any:
+        values = [np.nanmean(np.where(np.isfinite(rows := measure(*pair)), rows, np.nan)) for pair in pairs]
+        return np.array(values).reshape(size, size)
+
+    return {
+        "names": classes.names,
+        "tokens": classes.tokens.max(1),
+        "divergence": table(measures.jensen_shannon),
+        "noise": table(measures.jensen_shannon_noise),
+    }
