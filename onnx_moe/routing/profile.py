@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -12,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnx_moe.errors import InvalidInputError
 from onnx_moe.routing.counts import SHAPES, RoutingCounts
 from onnx_moe.routing.experts import LayerRoutingProfile, LoadThresholds, RoutingPredictability
 from onnx_moe.routing.hit_rates import HitRateCurves, hit_rate_curves
-from onnx_moe.routing.sampling import sample_of
+from onnx_moe.routing.prompt_classes import PromptClasses
+from onnx_moe.routing.sampling import sample_notes, sample_of
 from onnx_moe.routing.scoreboard import Score, default_predictors, scoreboard, scored_part
 from onnx_moe.routing.sketch import RoutingSketch
-from onnx_moe.routing.trace import DAMAGED, PREFILL, RoutingTrace
+from onnx_moe.routing.trace import DAMAGED, RoutingTrace
 
 #: Expert ids of the stretch of calls that is kept, on which caches are simulated.
 SAMPLE_IDS = 300_000
@@ -29,14 +28,7 @@ SAMPLE_IDS = 300_000
 #: Of the file that `RoutingProfile.save` writes.
 FILE_VERSION = 2
 
-NO_WHOLE_PASS = (
-    "No pass through all layers was recorded whole and in order, so caches and predictors cannot be replayed: record "
-    "the layers of each step one after the other."
-)
-
 Progress = Callable[[str, float], None]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,47 +60,6 @@ class ProfiledModel:
                     "(dataclasses.replace) where they are."
                 )
         return replace(self, name=known["name"][0], expert_bytes=known["expert_bytes"][0])  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class PromptClasses:
-    """Requests of several kinds apart, as of several texts: names [C], tokens [C, L] and counts [C, L, E]."""
-
-    names: tuple[str, ...]
-    tokens: NDArray[np.int64]
-    counts: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, trace: RoutingTrace, class_of_request: Mapping[int, str]) -> PromptClasses | None:
-        """Of a trace, by its requests; None for fewer than two classes."""
-        names = tuple(dict.fromkeys(class_of_request.values()))
-        if len(names) < 2:
-            return None
-        sizes = (len(names), trace.num_layers, trace.num_experts)
-        tokens, counts = np.zeros(sizes[:2], np.int64), np.zeros(sizes, np.int64)
-        number = {request: names.index(name) for request, name in class_of_request.items()}
-        classes = np.array([number.get(int(request), -1) for request in trace.requests])
-        for index in range(len(names)):
-            part = trace.select(classes == index)
-            layers = np.repeat(part.layers, np.diff(part.offsets)).astype(np.int64)
-            keys = layers * trace.num_experts + part.experts
-            counts[index] = np.bincount(keys, minlength=counts[index].size).reshape(sizes[1:])
-            np.add.at(tokens[index], part.layers, part.tokens_of_calls)
-        return cls(names, tokens, counts)
-
-    def merge(self, later: PromptClasses) -> PromptClasses:
-        """Both, classes of one name added up."""
-        names = tuple(dict.fromkeys((*self.names, *later.names)))
-        merged = PromptClasses(
-            names,
-            np.zeros((len(names), *self.tokens.shape[1:]), np.int64),
-            np.zeros((len(names), *self.counts.shape[1:]), np.int64),
-        )
-        for classes in (self, later):
-            for index, name in enumerate(classes.names):
-                merged.tokens[names.index(name)] += classes.tokens[index]
-                merged.counts[names.index(name)] += classes.counts[index]
-        return merged
 
 
 @dataclass(frozen=True)
@@ -305,20 +256,6 @@ def profile_trace(
         sample_notes(trace, sample),
         PromptClasses.of(trace, class_of_request or {}),
     )
-
-
-def sample_notes(trace: RoutingTrace, sample: RoutingTrace | None) -> tuple[str, ...]:
-    """What must be said of a sample."""
-    if sample is None:
-        logger.warning(NO_WHOLE_PASS)
-        return (NO_WHOLE_PASS,)
-    recorded = trace.tokens_of_calls[trace.phases == sample.phases[0]]
-    rows, most = int(sample.tokens_of_calls.max()), int(recorded.max())
-    if rows == most:
-        return ()
-    if sample.phases[0] == PREFILL:
-        return (f"Caches are replayed on the first {rows:,} tokens of the last prompt, which has more.",)
-    return (f"Caches are replayed on {rows:,} of up to {most:,} sequences that were decoded together.",)
 
 
 def _columns(trace: RoutingTrace) -> dict[str, Any]:

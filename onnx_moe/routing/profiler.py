@@ -22,9 +22,9 @@ from onnx_moe.routing.experts import (
     LoadThresholds,
     RoutingPredictability,
 )
-from onnx_moe.routing.profile import NO_WHOLE_PASS, SAMPLE_IDS, ProfiledModel, RoutingProfile
+from onnx_moe.routing.profile import SAMPLE_IDS, ProfiledModel, RoutingProfile
 from onnx_moe.routing.recorded_arrays import expert_ids_of, weights_of
-from onnx_moe.routing.sampling import PassKeeper, sample_of
+from onnx_moe.routing.sampling import NO_WHOLE_PASS, PassKeeper, sample_of
 from onnx_moe.routing.simulation import simulate_routing
 from onnx_moe.routing.sketch import RoutingSketch
 from onnx_moe.routing.trace import DECODE, PREFILL, Call, RoutingTrace, check_sizes, phase_number

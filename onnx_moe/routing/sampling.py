@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from onnx_moe.routing.trace import DECODE, PREFILL, Call, RoutingTrace
+
+logger = logging.getLogger(__name__)
+
+NO_WHOLE_PASS = (
+    "No pass through all layers was recorded whole and in order, so caches and predictors cannot be replayed: record "
+    "the layers of each step one after the other."
+)
 
 #: Decoding steps that a sample has at least, where the recording does: a cache is filled by some before others count.
 LEAST_STEPS = 16
@@ -27,6 +35,20 @@ def sample_of(trace: RoutingTrace, expert_ids: int) -> RoutingTrace | None:
         whole = _whole_passes(trace.select(calls))
         return None if whole is None else _last_passes(whole, expert_ids, LEAST_STEPS if phase == DECODE else 1)
     return None
+
+
+def sample_notes(trace: RoutingTrace, sample: RoutingTrace | None) -> tuple[str, ...]:
+    """What must be said of a sample."""
+    if sample is None:
+        logger.warning(NO_WHOLE_PASS)
+        return (NO_WHOLE_PASS,)
+    recorded = trace.tokens_of_calls[trace.phases == sample.phases[0]]
+    rows, most = int(sample.tokens_of_calls.max()), int(recorded.max())
+    if rows == most:
+        return ()
+    if sample.phases[0] == PREFILL:
+        return (f"Caches are replayed on the first {rows:,} tokens of the last prompt, which has more.",)
+    return (f"Caches are replayed on {rows:,} of up to {most:,} sequences that were decoded together.",)
 
 
 def rows_that_fit(expert_ids: int, num_layers: int, top_k: int, phase: int) -> int:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from onnx_moe.routing import Call, MoERoutingProfiler, RoutingTrace, hit_rate_curves, profile_trace
-from onnx_moe.routing.profile import NO_WHOLE_PASS, SAMPLE_IDS
-from onnx_moe.routing.sampling import LEAST_STEPS, PassKeeper, sample_of
+from onnx_moe.routing.profile import SAMPLE_IDS
+from onnx_moe.routing.sampling import LEAST_STEPS, NO_WHOLE_PASS, PassKeeper, sample_of
 from onnx_moe.routing.trace import DECODE, PREFILL
 from tests.routing.traces import random_trace
 
