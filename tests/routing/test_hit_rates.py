@@ -236,6 +236,6 @@ def test_bad_bytes(text: str) -> None:
 
 def test_bandwidth() -> None:
     assert parse_bandwidth("2GB/s") == parse_bandwidth("2GB") == 2e9
-    for text in ("2GB/h", "0.1", "-2GB/s"):
+    for text in ("2GB/h", "0.1", "-2GB"):
         with pytest.raises(InvalidInputError, match=f"disk bandwidth is '{text}'"):
             parse_bandwidth(text)

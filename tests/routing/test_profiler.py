@@ -90,7 +90,7 @@ class TestRecording:
         assert [each.total_tokens for each in profiler.layer_profiles.values()] == [0, 0]
 
     @pytest.mark.parametrize(
-        ("layer", "request", "probs", "message"),
+        ("layer", "number", "probs", "message"),
         [
             (0.5, 0, None, "layer_idx is 0.5, but must be an integer"),
             (0, 2**40, None, "request 1099511627776 does not fit into 32 bits"),
@@ -99,10 +99,10 @@ class TestRecording:
             (0, 0, [["a", "b"]], "expert_probs is <U1, but must be numbers"),
         ],
     )
-    def test_other_arguments_are_checked(self, layer: float, request: int, probs: object, message: str) -> None:
+    def test_other_arguments_are_checked(self, layer: float, number: int, probs: object, message: str) -> None:
         profiler = MoERoutingProfiler(4, 2)
         with pytest.raises(InvalidInputError, match=message):
-            profiler.record_routing(layer, [[0, 1]], probs, request=request)  # type: ignore[arg-type]
+            profiler.record_routing(layer, [[0, 1]], probs, request=number)  # type: ignore[arg-type]
         assert profiler.counts["tokens"].sum() == 0
 
     @pytest.mark.parametrize("layer", [-1, 2])
