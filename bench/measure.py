@@ -83,11 +83,13 @@ def _implementations(shape: Shape, threads: int, peers: Peers, folder: Path) -> 
     if peers.metal:
         kinds.append(PluginKind(0, device="metal"))
     makers = [partial(plugin, shape, mxfp4, kind, threads, folder) for kind in kinds]
-    makers.append(partial(plugin, shape, nvfp4, PluginKind(4), threads, folder))
+    nvfp4_kinds = [PluginKind(4), PluginKind(4, "interleaved")]
+    if "qmoe-nvfp4" in peers.names:
+        nvfp4_kinds += [PluginKind(0), PluginKind(0, "interleaved")]
+    makers += [partial(plugin, shape, nvfp4, kind, threads, folder) for kind in nvfp4_kinds]
     if "qmoe-fp4" in peers.names:
         makers.append(partial(qmoe_fp4, shape, mxfp4, threads, folder))
     if "qmoe-nvfp4" in peers.names:
-        makers.append(partial(plugin, shape, nvfp4, PluginKind(0), threads, folder))
         makers.append(partial(qmoe_fp4, shape, nvfp4, threads, folder))
     if "qmoe-int4" in peers.names:
         makers += [partial(qmoe_int4, shape, *kind, threads, folder) for kind in ((32, 0), (32, 4), (128, 4))]

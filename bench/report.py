@@ -17,7 +17,7 @@ _LEVEL_0 = ("mxfp4, level 0", "mxfp4 interleaved, level 0")
 _LEVEL_4 = ("mxfp4, level 4", "mxfp4 interleaved, level 4")
 COMPARISONS = {
     "QMoE mxfp4": (*_LEVEL_0, *_LEVEL_4),
-    "QMoE nvfp4": ("nvfp4, level 0",),
+    "QMoE nvfp4": ("nvfp4, level 0", "nvfp4 interleaved, level 0"),
     "QMoE int4/32, level 0": _LEVEL_0,
     "QMoE int4/32, level 4": _LEVEL_4,
     "QMoE int4/128, level 4": _LEVEL_4,
@@ -88,7 +88,9 @@ def chart(results: list[Result], path: Path) -> None:
     groups = group(results)
     columns = min(2, len(groups))
     lines = -(-len(groups) // columns)
-    figure, axes = pyplot.subplots(lines, columns, figsize=(7.5 * columns, 5 * lines), squeeze=False)
+    figure, axes = pyplot.subplots(
+        lines, columns, figsize=(7.5 * columns, 5.5 * lines), squeeze=False, layout="constrained"
+    )
     for axis, (name, threads, items) in zip(axes.flat, groups, strict=False):
         for implementation in items[0].seconds:
             ours = is_ours(implementation)
@@ -106,8 +108,8 @@ def chart(results: list[Result], path: Path) -> None:
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
         axis.grid(visible=True, alpha=0.3)
-        axis.legend(fontsize=7)
     for axis in list(axes.flat)[len(groups) :]:
         axis.remove()
-    figure.tight_layout()
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=110)
