@@ -6,6 +6,7 @@
 
 #include "c_api_guard.h"
 #include "c_api_matrix.h"
+#include "c_api_types.h"
 #include "core/accelerator.h"
 #include "core/dispatch.h"
 #include "core/error.h"
@@ -22,12 +23,6 @@
 namespace onnx_moe {
 
 namespace {
-
-ElementType element_type(int32_t type) {
-  require(type == ONNX_MOE_FLOAT || type == ONNX_MOE_FLOAT16 || type == ONNX_MOE_BFLOAT16, "element type ", type,
-          " is unknown: use ONNX_MOE_FLOAT, ONNX_MOE_FLOAT16 or ONNX_MOE_BFLOAT16");
-  return static_cast<ElementType>(type);
-}
 
 WeightLayout weight_layout(int32_t layout) {
   require(layout == ONNX_MOE_ROWS || layout == ONNX_MOE_INTERLEAVED, "weight layout ", layout,
@@ -152,6 +147,10 @@ int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes, int64_t toke
 
 int onnx_moe_recording_label(const char* name, int32_t phase, int32_t request) {
   return guarded([&] { onnx_moe::find_recorder(name)->label(phase, request); });
+}
+
+int onnx_moe_recording_default_phase(const char* name, int32_t phase) {
+  return guarded([&] { onnx_moe::find_recorder(name)->set_default_phase(phase); });
 }
 
 int onnx_moe_recording_clear(const char* name) {

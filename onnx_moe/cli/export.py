@@ -95,7 +95,7 @@ def export(
     checkpoint = {
         "dtype": dtype,
         "attention": attention,
-        "shard_bytes": None if shard_size is None else parse_bytes(shard_size),
+        "shard_bytes": None if shard_size is None else parse_bytes(shard_size, "shard size"),
     }
     module = {"calibrate": calibrate}
     if _names_a_checkpoint(source):

@@ -10,6 +10,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from onnx_moe.errors import InvalidInputError, InvalidModelError
+from onnx_moe.routing.recording import known_phase
+from onnx_moe.routing.trace import DECODE, PREFILL
 
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _PAST, _PRESENT = "past_key_values", "present"
@@ -76,7 +78,9 @@ class DecoderSession:
             binding.bind_ortvalue_input(description.name, value)
         for name in ("logits", *self._present):
             binding.bind_output(name)  # ONNX Runtime allocates, and hands the memory on
-        self.session.run_with_iobinding(binding)
+        # A router may see [B · S, H] alone, which does not tell a prompt from a batch of new tokens.
+        with known_phase(self.session, DECODE if cache.tokens and input_ids.shape[1] == 1 else PREFILL):
+            self.session.run_with_iobinding(binding)
         logits, *present = binding.get_outputs()
         return logits.numpy(), Cache(total, tuple(present))
 

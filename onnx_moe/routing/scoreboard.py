@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_moe.prefetch import PrefetchStrategy, RoutingHistory, predict_next_experts
+from onnx_moe.routing.sampling import sample_of
 from onnx_moe.routing.trace import DECODE, RoutingTrace
 
 Array = NDArray[Any]
@@ -21,7 +22,8 @@ SCORED_TOKENS = 192
 
 def scored_part(trace: RoutingTrace) -> RoutingTrace:
     """The last of a trace's tokens: predictors are written in Python and see every one."""
-    return trace.last_calls(SCORED_TOKENS * trace.top_k * trace.num_layers)
+    part = sample_of(trace, SCORED_TOKENS * trace.top_k * len(np.unique(trace.layers)))
+    return trace if part is None else part
 
 
 @dataclass(frozen=True)

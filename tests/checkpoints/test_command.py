@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from onnx_moe import cli
 from onnx_moe.cli import app
-from onnx_moe.errors import InvalidAttributeError
 from onnx_moe.export.checkpoint import api as checkpoint_api
 
 from .folders import write_checkpoint
@@ -40,16 +39,3 @@ def test_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_errors_are_one_line(arguments: list[str], message: str, command_error: Callable[[list[str]], str]) -> None:
     assert message in command_error(arguments)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("500MB", 500_000_000), ("1.5GiB", 3 << 29), ("64", 64), ("2 kib", 2048)]
-)
-def test_sizes(text: str, expected: int) -> None:
-    assert cli.text.parse_bytes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "GB", "1.2.3GB", "-1GB", "5 apples"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(InvalidAttributeError, match="is no size"):
-        cli.text.parse_bytes(text)
