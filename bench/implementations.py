@@ -40,6 +40,7 @@ class PluginKind:
     level: int
     layout: str = "rows"
     device: str = "cpu"
+    fused: bool = False
 
 
 def weights_file(format: str, layout: str = "rows") -> str:
@@ -82,7 +83,8 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 def plugin(
     shape: Shape, weights: tuple[QuantizedWeights, QuantizedWeights], kind: PluginKind, threads: int, folder: Path
 ) -> Implementation:
-    """Both projections' nodes; all levels of a format and layout share one file of weights."""
+    """Both projections' nodes, or one fused node with a router; all levels of a format and layout share one file of
+    weights."""
     gate_up, down = weights
     format = gate_up.format
     arrays = {"w1": gate_up.weights, "s1": gate_up.scales, "w2": down.weights, "s2": down.scales}
@@ -90,38 +92,58 @@ def plugin(
         arrays = {name: interleave(array, CODE_BYTES if name[0] == "w" else SCALES) for name, array in arrays.items()}
     common = {"domain": "onnx_moe", "format": format, "accuracy_level": kind.level, "weight_layout": kind.layout}
 
-    def node(inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
-        return helper.make_node("MoEExpertGemmFP4", inputs, [output], **common, **attributes)
-
-    path = folder / f"plugin-{format}-{kind.layout}-{kind.level}.onnx"
-    _save(
-        path,
-        [
-            node(["x", "ids", "w1", "s1"], "h", activation="silu", gated=1),
-            node(["h", "ids", "w2", "s2", "", "", "weights"], "y"),
-        ],
-        {
-            "x": (TensorProto.FLOAT, shape.hidden_size),
-            "ids": (TensorProto.INT32, shape.top_k),
-            "weights": (TensorProto.FLOAT, shape.top_k),
-        },
-        {name: (TensorProto.UINT8, array) for name, array in arrays.items()},
-        shape.hidden_size,
-        weights_file=weights_file(format, kind.layout),
-    )
+    tensors = {"x": (TensorProto.FLOAT, shape.hidden_size)}
+    if kind.fused:
+        nodes = _fused_nodes(shape, common)
+    else:
+        nodes = _projection_nodes(common)
+        tensors |= {"ids": (TensorProto.INT32, shape.top_k), "weights": (TensorProto.FLOAT, shape.top_k)}
+    path = folder / f"plugin-{format}-{kind.layout}-{kind.level}{'-fused' if kind.fused else ''}.onnx"
+    constants = {name: (TensorProto.UINT8, array) for name, array in arrays.items()}
+    _save(path, nodes, tensors, constants, shape.hidden_size, weights_file=weights_file(format, kind.layout))
     options = session_options(threads)
     onnx_moe.register(options)
     options.add_session_config_entry("onnx_moe.device", kind.device)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def feed(call: Call) -> dict[str, NDArray[Any]]:
-        return {"x": call.x, "ids": call.expert_ids, "weights": _equal_weights(call, shape)}
+        arrays = {"x": call.x, "ids": call.expert_ids, "weights": _equal_weights(call, shape)}
+        return {name: arrays[name] for name in tensors}
 
     nbytes = (gate_up.nbytes + down.nbytes) / shape.num_experts
     name = format if kind.layout == "rows" else f"{format} {kind.layout}"
+    if kind.fused:
+        name += " fused"
     if kind.device != "cpu":
         name += f" on {kind.device}"
     return Implementation(f"{name}, level {kind.level}", feed, partial(session.run, None), nbytes)
+
+
+def _projection_nodes(common: Mapping[str, Any]) -> list[onnx.NodeProto]:
+    def node(inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+        return helper.make_node("MoEExpertGemmFP4", inputs, [output], **common, **attributes)
+
+    return [
+        node(["x", "ids", "w1", "s1"], "h", activation="silu", gated=1),
+        node(["h", "ids", "w2", "s2", "", "", "weights"], "y"),
+    ]
+
+
+def _fused_nodes(shape: Shape, common: Mapping[str, Any]) -> list[onnx.NodeProto]:
+    """A block whose router chooses a call's experts and weighs them equally: its gate picks the keys out of the token,
+    and the sigmoid of a key and 30 is 1."""
+    bias = np.full(shape.num_experts, 30, np.float32)
+    gate = np.eye(shape.num_experts, shape.hidden_size, dtype=np.float32)
+    router = {"top_k": shape.top_k, "scoring": "sigmoid_after_topk", "normalize": 1}
+    inputs = ["x", "gate", "bias", "", "w1", "s1", "", "", "w2", "s2"]
+    constants = {"gate": gate, "bias": bias}
+    return [
+        *(
+            helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(array))
+            for name, array in constants.items()
+        ),
+        helper.make_node("MoEBlockFP4", inputs, ["y"], **router, **common, activation="silu", gated=1),
+    ]
 
 
 def qmoe_fp4(

@@ -82,7 +82,7 @@ def _implementations(shape: Shape, threads: int, peers: Peers, folder: Path) -> 
     mxfp4, nvfp4 = random_weights(shape, "mxfp4"), random_weights(shape, "nvfp4")
     kinds = [PluginKind(0), PluginKind(2), PluginKind(4), PluginKind(0, "interleaved"), PluginKind(4, "interleaved")]
     if peers.metal:
-        kinds.append(PluginKind(0, device="metal"))
+        kinds += [PluginKind(0, device="metal", fused=fused) for fused in (False, True)]
     makers = [partial(plugin, shape, mxfp4, kind, threads, folder) for kind in kinds]
     nvfp4_kinds = [PluginKind(4), PluginKind(4, "interleaved")]
     if "qmoe-nvfp4" in peers.names:

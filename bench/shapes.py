@@ -42,7 +42,8 @@ SHAPES = {
 class Call:
     """One call's tokens [T, H], chosen experts [T, k] and keys [T, E] by which QMoE chooses the same ones.
 
-    Every chosen expert weighs 1 / k.
+    Every chosen expert weighs 1 / k. A token begins with its keys: a router whose gate picks them out
+    chooses the same experts, too.
     """
 
     x: NDArray[np.float32]
@@ -57,7 +58,9 @@ def draw_calls(shape: Shape, tokens: int, count: int) -> list[Call]:
     for _ in range(count):
         keys = random.standard_normal((tokens, shape.num_experts), dtype=np.float32)
         ids = np.argsort(-keys, axis=1)[:, : shape.top_k].astype(np.int32)
-        calls.append(Call(random.standard_normal((tokens, shape.hidden_size), dtype=np.float32), ids, keys))
+        x = random.standard_normal((tokens, shape.hidden_size), dtype=np.float32)
+        x[:, : shape.num_experts] = keys
+        calls.append(Call(x, ids, keys))
     return calls
 
 

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from bench.implementations import PluginKind, plugin, random_weights
+from bench.shapes import Shape, draw_calls
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,6 +45,15 @@ def test_benchmark(tmp_path: Path) -> None:
         assert f"| {row} |" in text
     assert "**mxfp4, level 0 vs QMoE mxfp4**" in text
     assert output.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_fused_block_computes_what_two_nodes_do(tmp_path: Path) -> None:
+    shape = Shape("tiny", 8, 2, 64, 32)
+    weights = random_weights(shape, "mxfp4")
+    two, one = (plugin(shape, weights, PluginKind(0, fused=fused), 1, tmp_path) for fused in (False, True))
+    assert one.name == "mxfp4 fused, level 0"
+    (call,) = draw_calls(shape, 5, 1)
+    np.testing.assert_allclose(np.array(one.run(call)), np.array(two.run(call)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ inline void row_products(thread const WeightRows& weights, device const ELEMENT*
     float products[ROWS];
     for (uint part = 0; part < step / PART; ++part) {
       float values[PART];
-      load_activations(x + first + PART * part, values);
+      load_values(x + first + PART * part, PART, values);
       const bool begins_block = part == 0 || BLOCK_SIZE == PART;
       const bool ends_block = PART * (part + 1) == step || BLOCK_SIZE == PART;
       for (uint r = 0; r < ROWS; ++r) {

@@ -5,8 +5,6 @@
 
 using namespace metal;
 
-constant constexpr uint MAX_SLOTS = 64;
-
 kernel void expert_decode_combined(constant ExpertGemmArguments& arguments [[buffer(0)]],
                                    device const ELEMENT* x [[buffer(1)]],
                                    device const int* expert_ids [[buffer(2)]],
@@ -21,7 +19,7 @@ kernel void expert_decode_combined(constant ExpertGemmArguments& arguments [[buf
                                    uint simdgroups [[simdgroups_per_threadgroup]],
                                    uint simdgroup [[simdgroup_index_in_threadgroup]],
                                    uint lane [[thread_index_in_simdgroup]]) {
-  threadgroup float outputs[MAX_SLOTS * ROWS];
+  threadgroup float outputs[COMBINED_SLOTS * ROWS];
   const uint halves = GATED ? 2 : 1;
   const uint first_column = group.x * (ROWS / halves);
   const uint token = group.y;
@@ -31,10 +29,11 @@ kernel void expert_decode_combined(constant ExpertGemmArguments& arguments [[buf
     const WeightRows rows = weight_rows(arguments, weights, scales, expert, first_column);
     float sums[ROWS];
     row_products(rows, x + x_row(arguments, assignment) * arguments.columns, lane, sums);
-    if (lane != 0) continue;
-    for (uint r = 0; r < ROWS; r += halves) {
-      const uint column = min(first_column + r / halves, arguments.output_columns - 1);
-      outputs[slot * ROWS + r / halves] = column_output(arguments, sums + r, expert, column, global_scale, bias);
+    if (lane == 0) {
+      for (uint r = 0; r < ROWS; r += halves) {
+        const uint column = min(first_column + r / halves, arguments.output_columns - 1);
+        outputs[slot * ROWS + r / halves] = column_output(arguments, sums + r, expert, column, global_scale, bias);
+      }
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);

@@ -4,7 +4,7 @@
 
 using namespace metal;
 
-constant constexpr uint TILE = 8;
+constant constexpr uint TILE = FEW_ASSIGNMENTS;
 
 // The PART codes of a row from `part` of a step on, as pairs of columns (j, j + 4) and (8 + j, 12 + j).
 inline void decode_part(uint4 words, uint part, thread half2* pairs) {
@@ -49,12 +49,17 @@ kernel void expert_few(constant ExpertGemmArguments& arguments [[buffer(0)]],
   const uint first_row = tile[1];
   const uint count = tile[2];
   ulong x_offsets[TILE];
+#pragma clang loop unroll(full)
   for (uint a = 0; a < TILE; ++a) {
     x_offsets[a] = x_row(arguments, grouped[first_row + min(a, count - 1)]) * arguments.columns;
   }
   const WeightRows rows = weight_rows(arguments, weights, scales, expert, first_column);
+  // Unrolled with every loop over it, it stays in registers: an index that the compiler does not know would send it to
+  // memory.
   float sums[ROWS][TILE];
+#pragma clang loop unroll(full)
   for (uint r = 0; r < ROWS; ++r) {
+#pragma clang loop unroll(full)
     for (uint a = 0; a < TILE; ++a) sums[r][a] = 0.0f;
   }
   const uint step = step_columns(arguments.columns);
@@ -68,12 +73,15 @@ kernel void expert_few(constant ExpertGemmArguments& arguments [[buffer(0)]],
         decode_part(words[r], part, pairs[r]);
         if (part == 0 || BLOCK_SIZE == PART) block[r] = row_scale(rows, r, first + PART * part);
       }
+#pragma clang loop unroll(full)
       for (uint a = 0; a < TILE; ++a) {
-        if (a >= count) break;
-        float values[PART];
-        load_activations(x + x_offsets[a] + first + PART * part, values);
-        for (uint r = 0; r < ROWS; ++r) {
-          sums[r][a] = fma(dot_pairs(pairs[r], values) * block[r].unit, block[r].scale, sums[r][a]);
+        if (a < count) {
+          float values[PART];
+          load_values(x + x_offsets[a] + first + PART * part, PART, values);
+#pragma clang loop unroll(full)
+          for (uint r = 0; r < ROWS; ++r) {
+            sums[r][a] = fma(dot_pairs(pairs[r], values) * block[r].unit, block[r].scale, sums[r][a]);
+          }
         }
       }
     }
@@ -81,15 +89,14 @@ kernel void expert_few(constant ExpertGemmArguments& arguments [[buffer(0)]],
   // Lane c · TILE + a keeps column c of assignment a.
   float gate = 0.0f;
   float up = 0.0f;
+#pragma clang loop unroll(full)
   for (uint r = 0; r < ROWS; ++r) {
+#pragma clang loop unroll(full)
     for (uint a = 0; a < TILE; ++a) {
       const float sum = simd_sum(sums[r][a]);
-      if (lane != r / halves * TILE + a) continue;
-      if (r % halves == 0) {
-        gate = sum;
-      } else {
-        up = sum;
-      }
+      const bool is_mine = lane == r / halves * TILE + a;
+      if (is_mine && r % halves == 0) gate = sum;
+      if (is_mine && r % halves != 0) up = sum;
     }
   }
   const uint column = first_column + lane / TILE;

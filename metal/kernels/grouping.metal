@@ -39,6 +39,8 @@ kernel void plan_tiles(constant GroupingArguments& arguments [[buffer(0)]],
     const uint own_tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
     const uint row = first_row + simd_prefix_exclusive_sum(count);
     const uint tile = first_tile + simd_prefix_exclusive_sum(own_tiles);
+    first_row += simd_sum(count);
+    first_tile += simd_sum(own_tiles);
     if (expert < arguments.num_experts) offsets[expert] = row;
     for (uint i = 0; i < own_tiles; ++i) {
       device uint* entry = tiles + 3 * (tile + i);
@@ -46,8 +48,6 @@ kernel void plan_tiles(constant GroupingArguments& arguments [[buffer(0)]],
       entry[1] = row + i * TILE_ROWS;
       entry[2] = min(TILE_ROWS, count - i * TILE_ROWS);
     }
-    first_row += simd_sum(count);
-    first_tile += simd_sum(own_tiles);
   }
   if (lane == 0) tile_count[0] = first_tile;
 }

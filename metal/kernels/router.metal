@@ -2,6 +2,7 @@
 // groups, chooses and weighs. Ties go to the lowest id. Where assignments are grouped next, it counts each expert's.
 #include <metal_stdlib>
 
+#include "activations.h"
 #include "arguments.h"
 
 using namespace metal;
@@ -15,12 +16,29 @@ constant uint HAS_CORRECTION [[function_constant(5)]];
 constant uint HAS_LOGITS [[function_constant(6)]];  // whether anybody wants router_logits
 constant uint HAS_COUNTS [[function_constant(7)]];  // whether assignments are grouped: counts begins as zeros
 
-constant constexpr uint MAX_EXPERTS = 1024;
-constant constexpr uint MAX_SLOTS = 32;
+constant constexpr uint EIGHT = 8;  // elements of a step: 16 or 32 bytes
 constant constexpr uint NONE = 0xFFFFFFFFu;
 
 inline float read_parameter(device const uchar* values, uint kind, ulong index) {
   return kind == 1 ? ((device const float*)values)[index] : float(((device const ELEMENT*)values)[index]);
+}
+
+// A lane's part of the product of a token with a row of the gate: by 16 bytes where rows begin at multiples of that.
+template <typename Gate>
+inline float gate_product(device const ELEMENT* hidden, device const Gate* gate, uint columns, uint lane) {
+  float sum = 0.0f;
+  if (columns % EIGHT == 0) {
+    for (uint first = EIGHT * lane; first < columns; first += EIGHT * SIMD_WIDTH) {
+      float x[EIGHT];
+      float weights[EIGHT];
+      load_values(hidden + first, EIGHT, x);
+      load_values(gate + first, EIGHT, weights);
+      for (uint j = 0; j < EIGHT; ++j) sum = fma(x[j], weights[j], sum);
+    }
+  } else {
+    for (uint h = lane; h < columns; h += SIMD_WIDTH) sum = fma(float(hidden[h]), float(gate[h]), sum);
+  }
+  return sum;
 }
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
@@ -73,7 +91,9 @@ inline float group_score(threadgroup const float* keys, uint count) {
       second = keys[i];
     }
   }
-  return TOP2_SUM ? best + second : best;
+  // An infinity and its opposite: the group comes last.
+  const float score = TOP2_SUM ? best + second : best;
+  return isnan(score) ? -INFINITY : score;
 }
 
 // Keys outside the best groups become -infinity. `groups` is scratch.
@@ -117,20 +137,21 @@ kernel void router(constant RouterArguments& arguments [[buffer(0)]],
                    uint simdgroups [[simdgroups_per_threadgroup]],
                    uint simdgroup [[simdgroup_index_in_threadgroup]],
                    uint lane [[thread_index_in_simdgroup]]) {
-  threadgroup float scores[MAX_EXPERTS];
-  threadgroup float keys[MAX_EXPERTS];
-  threadgroup float groups[MAX_EXPERTS];
-  threadgroup float chosen[MAX_SLOTS];
+  threadgroup float scores[ROUTER_EXPERTS];
+  threadgroup float keys[ROUTER_EXPERTS];
+  threadgroup float groups[ROUTER_EXPERTS];
+  threadgroup float chosen[ROUTER_SLOTS];
   const uint experts = arguments.num_experts;
   for (uint e = simdgroup; e < experts; e += simdgroups) {
     float logit = 0.0f;
     if (GATE == 0) {
       logit = float(hidden_states[ulong(token) * experts + e]);
     } else {
-      device const ELEMENT* row = hidden_states + ulong(token) * arguments.hidden_size;
-      for (uint h = lane; h < arguments.hidden_size; h += 32) {
-        logit = fma(float(row[h]), read_parameter(gate_weight, GATE, ulong(e) * arguments.hidden_size + h), logit);
-      }
+      const uint columns = arguments.hidden_size;
+      device const ELEMENT* hidden = hidden_states + ulong(token) * columns;
+      const ulong row = ulong(e) * columns;
+      if (GATE == 1) logit = gate_product(hidden, (device const float*)gate_weight + row, columns, lane);
+      if (GATE == 2) logit = gate_product(hidden, (device const ELEMENT*)gate_weight + row, columns, lane);
       logit = simd_sum(logit);
     }
     if (GATE_BIAS != 0) logit += read_parameter(gate_bias, GATE_BIAS, e);

@@ -3,9 +3,10 @@
 // columns; neighbouring lanes' loads are contiguous.
 #pragma once
 
+#include "activations.h"
 #include "projection.h"
 
-constant constexpr uint ROWS = 4;
+constant constexpr uint ROWS = VECTOR_ROWS;
 constant constexpr uint COLUMNS_PER_LOAD = 32;
 constant constexpr uint PART = 16;  // columns that are multiplied at a time: no block is smaller
 
@@ -33,8 +34,12 @@ inline WeightRows weight_rows(constant ExpertGemmArguments& arguments, device co
   return result;
 }
 
-// Columns of a step. Rows whose length is an odd multiple of 16 (nvfp4's alone) begin at odd multiples of 8 bytes.
-inline uint step_columns(uint columns) { return columns % COLUMNS_PER_LOAD == 0 ? COLUMNS_PER_LOAD : PART; }
+// Columns of a step: half a load where whole ones would leave half of the lanes without work, and in rows whose length
+// is an odd multiple of 16 (nvfp4's alone), which begin at odd multiples of 8 bytes.
+inline uint step_columns(uint columns) {
+  const bool is_short = columns <= SIMD_WIDTH * PART;
+  return is_short || columns % COLUMNS_PER_LOAD != 0 ? PART : COLUMNS_PER_LOAD;
+}
 
 inline void load_codes(thread const WeightRows& weights, uint column, thread uint4* words) {
   for (uint r = 0; r < ROWS; ++r) {
@@ -51,27 +56,4 @@ inline void load_codes(thread const WeightRows& weights, uint column, thread uin
 inline BlockScale row_scale(thread const WeightRows& weights, uint row, uint column) {
   const ulong row_bytes = weights.columns / BLOCK_SIZE * (FORMAT == MXFP4 || FORMAT == NVFP4 ? 1 : 2);
   return load_scale(weights.scales + weights.rows[row] * row_bytes, column / BLOCK_SIZE);
-}
-
-// The values of 16 bytes of activations, by the pointer that they were loaded from.
-inline void unpack(uint4 words, device const float*, thread float* values) {
-  for (uint j = 0; j < 4; ++j) values[j] = as_type<float>(words[j]);
-}
-
-template <typename Pair>
-inline void unpack_pairs(uint4 words, thread float* values) {
-  for (uint j = 0; j < 4; ++j) {
-    const Pair pair = as_type<Pair>(words[j]);
-    values[2 * j] = float(pair.x);
-    values[2 * j + 1] = float(pair.y);
-  }
-}
-inline void unpack(uint4 words, device const half*, thread float* values) { unpack_pairs<half2>(words, values); }
-inline void unpack(uint4 words, device const bfloat*, thread float* values) { unpack_pairs<bfloat2>(words, values); }
-
-// PART activations from `x` on, which is aligned to as many. Lanes are a step apart, so that a load costs what it
-// touches: 16 bytes each, the widest there is.
-inline void load_activations(device const ELEMENT* x, thread float* values) {
-  const uint per_load = 16 / sizeof(ELEMENT);
-  for (uint i = 0; i < PART; i += per_load) unpack(*(device const uint4*)(x + i), x, values + i);
 }

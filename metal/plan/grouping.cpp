@@ -26,7 +26,7 @@ GroupedAssignments Planner::group(Argument expert_ids, int64_t assignments, int6
                               {static_cast<uint32_t>(tile_rows)},
                               std::move(arguments),
                               {threadgroups, 1},
-                              simdgroups * kSimdWidth});
+                              simdgroups * SIMD_WIDTH});
   };
   const int64_t threadgroups = divide_up(num_experts, kGroupingSimdgroups);
   if (!counts) {

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <variant>
 #include <vector>
 
@@ -71,8 +72,8 @@ struct Plan {
 // How a projection is computed; see regimes.h.
 enum class Regime : int32_t { kDecode, kFew, kGrouped };
 
-// The router's limits: why it cannot run these sizes, or null.
-const char* unsupported(const RouterAttributes& router, int64_t num_experts);
+// The router's limits: why it cannot run these sizes, or empty.
+std::string unsupported(const RouterAttributes& router, int64_t num_experts);
 
 // Plans read sizes, types and which tensors are there; pointers only for being null. Nothing may be empty.
 Plan plan_router(const RouterAttributes& attributes, const RouterInput& input);

@@ -75,7 +75,7 @@ void Planner::project_ungrouped(const ProjectionStep& step) {
   if (!step.expert_weights) {
     arguments.push_back(step.y);
     plan_.launches.push_back(projection_launch(Regime::kDecode, step, std::move(arguments), step.assignments()));
-  } else if (step.slots > kCombinedSlots) {
+  } else if (step.slots > COMBINED_SLOTS) {
     const Argument slots = scratch(step.assignments() * step.output_columns() * 4);
     arguments.push_back(slots);
     plan_.launches.push_back(projection_launch(Regime::kDecode, step, std::move(arguments), step.assignments()));
@@ -86,8 +86,8 @@ void Planner::project_ungrouped(const ProjectionStep& step) {
     Launch launch = projection_launch(Regime::kDecode, step, std::move(arguments), step.tokens);
     launch.file = "decode_combined";
     launch.kernel = "expert_decode_combined";
-    launch.threadgroups[0] = divide_up(step.output_columns(), kDecodeRows / (step.activation.gated ? 2 : 1));
-    launch.threads = kSimdWidth * std::min(step.slots, kCombinedSimdgroups);
+    launch.threadgroups[0] = divide_up(step.output_columns(), int64_t{VECTOR_ROWS} / (step.activation.gated ? 2 : 1));
+    launch.threads = SIMD_WIDTH * std::min(step.slots, kCombinedSimdgroups);
     plan_.launches.push_back(std::move(launch));
   }
 }

@@ -1,8 +1,9 @@
-// The one table of what runs where, and of the sizes that kernels and host must agree on.
+// The one table of what runs where. Sizes that kernels know too are in kernels/arguments.h.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/arguments.h"
 #include "plan/plan.h"
 
 namespace onnx_moe::metal {
@@ -16,29 +17,25 @@ struct RegimeSizes {
   int64_t tile_columns;  // weight rows of a threadgroup, gate and up rows of its columns
 };
 
+inline constexpr int64_t kProjectionThreads = GROUPED_THREADS;  // of decode and few rows, too
+inline constexpr int64_t kVectorColumns = int64_t{VECTOR_ROWS} * kProjectionThreads / SIMD_WIDTH;
+
 // Not measured on a Mac. Decode reads weights once an assignment. From one assignment for every two experts a batch of
 // several tokens repeats experts often enough to pay for grouping; from eight an expert, simdgroup matrices of 8 × 8
 // are full.
 inline constexpr RegimeSizes kRegimes[] = {
-    {Regime::kDecode, "decode", "expert_decode", 0.0, 1, 16},
-    {Regime::kFew, "few", "expert_few", 0.5, 8, 16},
-    {Regime::kGrouped, "grouped", "expert_grouped", 8.0, 32, 32},
+    {Regime::kDecode, "decode", "expert_decode", 0.0, 1, kVectorColumns},
+    {Regime::kFew, "few", "expert_few", 0.5, FEW_ASSIGNMENTS, kVectorColumns},
+    {Regime::kGrouped, "grouped", "expert_grouped", 8.0, GROUPED_TILE, GROUPED_TILE},
 };
 
 // Multiply-adds of a call from which onnx_moe.device = auto takes the GPU: handing it a command buffer and waiting
 // costs 150 to 350 µs by published measurements, in which CPU kernels read some 8 MB of weights.
 inline constexpr int64_t kWorthFrom = int64_t{1} << 24;
 
-inline constexpr int64_t kSimdWidth = 32;
-inline constexpr int64_t kProjectionThreads = 4 * kSimdWidth;
-inline constexpr int64_t kRouterThreads = 8 * kSimdWidth;
+inline constexpr int64_t kRouterThreads = 8 * SIMD_WIDTH;
 inline constexpr int64_t kGroupingSimdgroups = 8;
 inline constexpr int64_t kCombineThreads = 64;
-
-inline constexpr int64_t kDecodeRows = 4;          // weight rows of a simdgroup: ROWS of vector.h
-inline constexpr int64_t kCombinedSlots = 64;      // MAX_SLOTS of decode_combined.metal
 inline constexpr int64_t kCombinedSimdgroups = 8;  // at most; slots beyond share them
-inline constexpr int64_t kRouterExperts = 1024;    // MAX_EXPERTS of router.metal
-inline constexpr int64_t kRouterSlots = 32;        // MAX_SLOTS of router.metal
 
 }  // namespace onnx_moe::metal

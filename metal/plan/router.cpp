@@ -3,11 +3,17 @@
 
 namespace onnx_moe::metal {
 
-const char* unsupported(const RouterAttributes& router, int64_t num_experts) {
-  if (num_experts > kRouterExperts) return "the Metal router chooses among at most 1024 experts";
-  if (router.top_k > kRouterSlots) return "the Metal router chooses at most 32 experts";
-  if (router.num_shared_experts > kRouterSlots) return "the Metal router appends at most 32 shared experts";
-  return nullptr;
+std::string unsupported(const RouterAttributes& router, int64_t num_experts) {
+  const auto limit = [](const char* does, uint32_t most, const char* what, int64_t count) {
+    return "the Metal router " + (does + (" at most " + std::to_string(most)) + " " + what) + ", not " +
+           std::to_string(count);
+  };
+  if (num_experts > ROUTER_EXPERTS) return limit("chooses among", ROUTER_EXPERTS, "experts", num_experts);
+  if (router.top_k > ROUTER_SLOTS) return limit("chooses", ROUTER_SLOTS, "experts", router.top_k);
+  if (router.num_shared_experts > ROUTER_SLOTS) {
+    return limit("appends", ROUTER_SLOTS, "shared experts", router.num_shared_experts);
+  }
+  return "";
 }
 
 void Planner::route(const RouterAttributes& attributes, const RouterInput& input, const RouterOutputs& outputs) {

@@ -53,7 +53,7 @@ class Backend final : public Accelerator {
     return std::make_unique<Weights>(device_, constants);
   }
 
-  const char* unsupported(const RouterAttributes& router, int64_t num_experts) const override {
+  std::string unsupported(const RouterAttributes& router, int64_t num_experts) const override {
     return metal::unsupported(router, num_experts);
   }
 
@@ -110,11 +110,10 @@ class Backend final : public Accelerator {
   }
 
  private:
-  // Sizes that the graph leaves open can turn out too large only here.
+  // Callers ask unsupported() first; beyond its limits the router would write past threadgroup memory.
   void check(const RouterAttributes& router, int64_t num_experts) const {
-    const char* const reason = unsupported(router, num_experts);
-    require(reason == nullptr, reason ? reason : "", ", not among ", num_experts,
-            ": set the session entry onnx_moe.device to cpu");
+    const std::string reason = unsupported(router, num_experts);
+    require(reason.empty(), reason, ": set the session entry onnx_moe.device to cpu");
   }
 
   Execution start(const Constants& constants) {
@@ -131,9 +130,13 @@ class Backend final : public Accelerator {
 AcceleratorSearch search() {
   const AutoreleaseScope scope;
   auto device = NS::TransferPtr(MTL::CreateSystemDefaultDevice());
-  if (!device) return {nullptr, "no Metal device answers"};
-  // Never freed: command queues must not be torn down while the process ends.
-  return {std::make_unique<Backend>(std::move(device)).release(), ""};
+  if (!device) return {nullptr, "no Metal device answers", true};
+  try {
+    // Never freed: command queues must not be torn down while the process ends.
+    return {std::make_unique<Backend>(std::move(device)).release(), "", true};
+  } catch (const Error& error) {
+    return {nullptr, error.what(), true};
+  }
 }
 
 }  // namespace

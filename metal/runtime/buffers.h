@@ -40,8 +40,10 @@ class BufferPool {
 
   const Device& device_;
   std::mutex mutex_;
-  std::map<size_t, std::vector<Owned<MTL::Buffer>>> free_;  // by length, a power of two
+  std::map<size_t, std::vector<Owned<MTL::Buffer>>> free_;  // by length
   size_t free_bytes_ = 0;
+  size_t lent_bytes_ = 0;
+  size_t most_lent_ = 0;  // ever at once: what idle buffers may hold, so that a model's next layer finds all it needs
 };
 
 }  // namespace onnx_moe::metal

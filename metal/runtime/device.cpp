@@ -9,19 +9,22 @@ constexpr uintptr_t kPage = 16384;
 // Kernels load codes this wide.
 constexpr uintptr_t kAlignment = 16;
 
-bool is_at_least_macos(NS::Integer major) {
-  return NS::ProcessInfo::processInfo()->isOperatingSystemAtLeastVersion({major, 0, 0});
+Owned<MTL::CommandQueue> make_queue(MTL::Device& device) {
+  // Simdgroups of 32 threads, their matrices and their reductions begin there.
+  require(device.supportsFamily(MTL::GPUFamilyApple7), "Metal: ", device.name()->utf8String(),
+          " is no GPU of Apple's, or one before the M1, and has no simdgroup matrices");
+  auto queue = NS::TransferPtr(device.newCommandQueue());
+  require(queue.get() != nullptr, "Metal: ", device.name()->utf8String(), " gives no command queue");
+  return queue;
 }
 
 }  // namespace
 
 Device::Device(Owned<MTL::Device> device)
     : device_(std::move(device)),
-      queue_(NS::TransferPtr(device_->newCommandQueue())),
+      queue_(make_queue(*device_.get())),
       name_(device_->name()->utf8String()),
-      has_residency_sets_(is_at_least_macos(15)) {
-  require(queue_.get() != nullptr, "Metal: the device gives no command queue");
-}
+      residency_(*device_.get(), *queue_.get()) {}
 
 std::string Device::description() const {
   const AutoreleaseScope scope;
@@ -30,7 +33,8 @@ std::string Device::description() const {
 
 Owned<MTL::Buffer> Device::allocate(size_t bytes) const {
   auto buffer = NS::TransferPtr(device_->newBuffer(bytes, MTL::ResourceStorageModeShared));
-  require(buffer.get() != nullptr, "Metal: no memory for a buffer of ", bytes, " bytes");
+  require(buffer.get() != nullptr, "Metal: ", name_, " gives no buffer of ", bytes, " bytes; its longest has ",
+          device_->maxBufferLength());
   return buffer;
 }
 

@@ -1,12 +1,13 @@
 // The GPU and its command queue.
 #pragma once
 
-#include "runtime/objects.h"
+#include "runtime/residency.h"
 
 namespace onnx_moe::metal {
 
 class Device {
  public:
+  // Throws an Error when it cannot run the kernels: an older GPU than Apple's M1, or one of another make.
   explicit Device(Owned<MTL::Device> device);
 
   MTL::Device& metal() const { return *device_.get(); }
@@ -14,8 +15,7 @@ class Device {
   const std::string& name() const { return name_; }
   std::string description() const;
 
-  // Residency sets came with macOS 15.
-  bool has_residency_sets() const { return has_residency_sets_; }
+  Residency& residency() { return residency_; }
 
   // Shared memory of its own. Throws an Error when there is none left.
   Owned<MTL::Buffer> allocate(size_t bytes) const;
@@ -27,7 +27,7 @@ class Device {
   Owned<MTL::Device> device_;
   Owned<MTL::CommandQueue> queue_;
   std::string name_;
-  bool has_residency_sets_;
+  Residency residency_;
 };
 
 }  // namespace onnx_moe::metal

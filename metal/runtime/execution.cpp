@@ -6,9 +6,6 @@ namespace onnx_moe::metal {
 
 namespace {
 
-// Tensors of a call from this size on are wrapped for the call; below, a copy costs less than mapping pages.
-constexpr size_t kWrapFrom = size_t{1} << 20;
-
 std::string kernels_of(const Plan& plan) {
   std::string names;
   for (const Launch& launch : plan.launches) names += (names.empty() ? "" : ", ") + std::string(launch.kernel);
@@ -33,14 +30,7 @@ void Execution::input(Tensor tensor, const void* data, int64_t bytes) {
   BufferSlice& place = slice(tensor);
   place = weights_.find(data);
   if (place.buffer) return;
-  if (size >= kWrapFrom) {
-    size_t offset = 0;
-    if (Owned<MTL::Buffer> buffer = device_.wrap(data, size, offset)) {
-      place = {buffer.get(), offset};
-      wrapped_.push_back(std::move(buffer));
-      return;
-    }
-  }
+  // A copy: other tensors of ONNX Runtime's heap share its pages, and change meanwhile.
   place = {borrow(size), 0};
   std::memcpy(place.buffer->contents(), data, size);
 }

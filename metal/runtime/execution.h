@@ -44,7 +44,6 @@ class Execution {
   std::vector<MTL::Buffer*> scratch_;
   std::vector<Output> outputs_;
   std::vector<BufferPool::Loan> loans_;
-  std::vector<Owned<MTL::Buffer>> wrapped_;
 };
 
 }  // namespace onnx_moe::metal

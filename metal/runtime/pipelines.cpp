@@ -2,6 +2,8 @@
 
 #include <dispatch/dispatch.h>
 
+#include "kernels/arguments.h"
+
 namespace onnx_moe::metal {
 
 namespace {
@@ -62,6 +64,8 @@ Owned<MTL::ComputePipelineState> Pipelines::compile(const Launch& launch) {
   require(function.get() != nullptr, "Metal kernel ", launch.kernel, ": ", message(error));
   auto pipeline = NS::TransferPtr(device_.metal().newComputePipelineState(function.get(), &error));
   require(pipeline.get() != nullptr, "Metal kernel ", launch.kernel, ": ", message(error));
+  require(pipeline->threadExecutionWidth() == SIMD_WIDTH, "Metal kernel ", launch.kernel, " runs in simdgroups of ",
+          pipeline->threadExecutionWidth(), " threads, but is written for ", SIMD_WIDTH);
   require(pipeline->maxTotalThreadsPerThreadgroup() >= static_cast<NS::UInteger>(launch.threads), "Metal kernel ",
           launch.kernel, " runs at most ", pipeline->maxTotalThreadsPerThreadgroup(), " threads, but needs ",
           launch.threads);

@@ -1,5 +1,5 @@
-// A node's constant tensors as Metal buffers: the pages of ONNX Runtime's mapping themselves, never a copy where they
-// are aligned, and resident from macOS 15 on (without, the first run after idling waits some 250 ms for them).
+// A node's constant tensors as Metal buffers: the pages that ONNX Runtime has them in, a copy where Metal does not take
+// those, and kept resident from macOS 15 on.
 #pragma once
 
 #include <map>
@@ -17,21 +17,25 @@ struct BufferSlice {
 
 class Weights final : public Accelerator::Constants {
  public:
-  Weights(const Device& device, const std::vector<ConstantMemory>& constants);
+  Weights(Device& device, const std::vector<ConstantMemory>& constants);
   ~Weights() override;
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
+
+  std::string remark() const override;
 
   // Nothing (a null buffer) for memory that is not one of the constants.
   BufferSlice find(const void* data) const;
 
  private:
-  void make_resident();
+  void take(const ConstantMemory& constant);
 
-  const Device& device_;
+  Device& device_;
   std::vector<Owned<MTL::Buffer>> buffers_;
   std::map<const void*, BufferSlice> slices_;
-  Owned<MTL::ResidencySet> residency_;
+  size_t copied_bytes_ = 0;
+  bool is_resident_ = false;
+  std::string not_resident_;  // why, where they should be
 };
 
 }  // namespace onnx_moe::metal

@@ -26,16 +26,17 @@ class SimulatedDevice:
     """Runs launches in a schedule: the order of simdgroups and lanes between synchronisation points.
 
     specialised: compile each kernel for its function constants, as Metal does; otherwise they are variables, and one
-    compilation serves them all. race_check: run under ThreadSanitizer.
+    compilation serves them all. race_check: run under ThreadSanitizer. flush_subnormals: as Options has it.
     """
 
     schedule: Schedule = "forward"
     race_check: bool = False
     kernels: Path = KERNELS
     specialised: bool = False
+    flush_subnormals: bool = False
 
     def run(self, launch: Launch) -> None:
-        options = Options(self.schedule, strict=True)
+        options = Options(self.schedule, strict=True, flush_subnormals=self.flush_subnormals)
         open_constants = not (self.race_check or self.specialised)
         library = kernel_library(launch.file, launch.element, self.kernels, open_constants=open_constants)
         run = library.check_races if self.race_check else library.run

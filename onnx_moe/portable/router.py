@@ -84,6 +84,7 @@ def _mask_groups(op: BodyBuilder, keys: ir.Value, options: RouterAttributes) -> 
     else:
         best_two, _ = op.outputs("TopK", 2, groups, [2], axis=-1)
         group_scores = op.ReduceSum(best_two, [-1], keepdims=0)
+        group_scores = op.Where(op.IsNaN(group_scores), -math.inf, group_scores)  # an infinity and its opposite
     _, kept = op.outputs("TopK", 2, group_scores, [options.top_k_groups], axis=-1)
     every_group = op.Unsqueeze(list(range(options.num_groups)), [-1])
     is_kept = _any_in_row(op, op.Equal(op.Unsqueeze(kept, [-2]), every_group))

@@ -80,6 +80,8 @@ def mask_groups(keys: torch.Tensor, options: RouterAttributes) -> torch.Tensor:
     groups = keys.reshape(*keys.shape[:-1], options.num_groups, group_size)
     counted = 1 if options.group_scoring == "max" else 2
     group_scores = groups.topk(counted, dim=-1).values.sum(-1)
+    # An infinity and its opposite: the group comes last. (Rows that hold a NaN are decided elsewhere.)
+    group_scores = group_scores.masked_fill(group_scores.isnan(), -torch.inf)
     kept = torch.zeros_like(group_scores, dtype=torch.bool)
     kept = kept.scatter(-1, select(group_scores, options.top_k_groups), True)
     return groups.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(-2)

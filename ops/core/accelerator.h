@@ -22,6 +22,8 @@ class Accelerator {
   class Constants {
    public:
     virtual ~Constants() = default;
+    // What somebody should know who expects it to be used where it lies and to stay in memory; empty where it is so.
+    virtual std::string remark() const = 0;
   };
 
   virtual ~Accelerator() = default;
@@ -32,8 +34,8 @@ class Accelerator {
   // The memory must stay until the result is gone. Safe from any thread, as all that follows.
   virtual std::unique_ptr<Constants> adopt(const std::vector<ConstantMemory>& constants) = 0;
 
-  // Why the device cannot route so, or null.
-  virtual const char* unsupported(const RouterAttributes& router, int64_t num_experts) const = 0;
+  // Why the device cannot route so, or empty.
+  virtual std::string unsupported(const RouterAttributes& router, int64_t num_experts) const = 0;
 
   // Why its results for activations of this type are not to be trusted, or empty: small blocks, computed by the device
   // and by the CPU kernel, agree. Looked at once a process and type, when first asked.
@@ -54,6 +56,7 @@ class Accelerator {
 struct AcceleratorSearch {
   Accelerator* accelerator;
   std::string reason;
+  bool has_backend;  // whether this build could have one
 };
 
 // Made once a process, when first asked for, and never freed. Safe from any thread.

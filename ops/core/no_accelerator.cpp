@@ -4,7 +4,7 @@
 namespace onnx_moe {
 
 const AcceleratorSearch& find_accelerator() {
-  static const AcceleratorSearch none{nullptr, "this library was built without Metal"};
+  static const AcceleratorSearch none{nullptr, "this library was built without Metal", false};
   return none;
 }
 

@@ -77,7 +77,9 @@ float group_score(GroupScoring scoring, const float* keys, int64_t count) {
       second = keys[i];
     }
   }
-  return scoring == GroupScoring::kMax ? best : best + second;
+  if (scoring == GroupScoring::kMax) return best;
+  const float sum = best + second;
+  return std::isnan(sum) ? -kInfinity : sum;  // an infinity and its opposite: the group comes last
 }
 
 // Working memory of one row.

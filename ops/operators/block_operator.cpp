@@ -65,11 +65,11 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
   validate(activation_, rows);
   validate(layout_, rows, activation_);
   validate(layout_, sizes.down.rows == kUnknown ? kGroupRows : sizes.down.rows, Activation{});
-  const char* reason = unsupported_layout(layout_);
-  if (!reason && trace_.records()) {
-    reason = "its routing is recorded (onnx_moe.trace), which the device keeps to itself";
-  }
-  placement_ = Placement(info, definition, reason ? reason : unsupported_router(router_, sizes.routed_experts));
+  placement_ = Placement(info, definition, [&](const Accelerator& device) {
+    if (trace_.records()) return std::string("its routing is recorded (onnx_moe.trace), and the device does not tell");
+    const std::string reason = unsupported_layout(layout_);
+    return reason.empty() ? device.unsupported(router_, sizes.routed_experts) : reason;
+  });
   next_gate_ = NextGate(info, {kGateWeight, kGateBias, kCorrectionBias, kNextGateWeight}, router_);
   residency_ = ExpertResidency(info, {kGateUp, kDown}, router_.slots());
 }
@@ -118,10 +118,12 @@ void BlockOperator::compute(ort::KernelContext& context) {
                             nullptr};
   const int64_t multiply_adds =
       tokens * router_.slots() * (sizes.gate_up.rows * sizes.gate_up.columns + sizes.down.rows * sizes.down.columns);
-  Accelerator* const accelerator = placement_.accelerator(multiply_adds);
-  if (accelerator && residency_.mapped()) {
-    return accelerator->moe_block(block, routing, y, placement_.constants());
-  }
+  // The mode of residency, and sizes that the graph leaves open, are known only now.
+  Accelerator* const accelerator = placement_.accelerator(multiply_adds, [&](const Accelerator& device) {
+    const std::string reason = residency_.unsupported();
+    return reason.empty() ? device.unsupported(router_, sizes.routed_experts) : reason;
+  });
+  if (accelerator) return accelerator->moe_block(block, routing, y, placement_.constants());
   next_gate_.predict(context, routing);
   RoutingTraceEntry::Call call(trace_, hidden.dimensions());
   moe_block(current_kernel(), block, routing, trace_.records() ? &call : nullptr, y, context);

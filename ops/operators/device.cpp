@@ -27,46 +27,49 @@ ElementType activation_type(const ort::KernelInfo& info) {
 
 }  // namespace
 
-Placement::Placement(const ort::KernelInfo& info, const OperatorDefinition& definition, const char* unsupported) {
+Placement::Placement(const ort::KernelInfo& info, const OperatorDefinition& definition) {
   const std::string device = info.config_entry("onnx_moe.device").value_or("auto");
   require(device == "auto" || device == "metal" || device == "cpu", "session entry onnx_moe.device is '", device,
           "': use auto, metal or cpu");
   if (device == "cpu") return;
+  is_required_ = device == "metal";
   const AcceleratorSearch& search = find_accelerator();
-  require(search.accelerator || device == "auto", "session entry onnx_moe.device is 'metal', but ", search.reason,
+  require(search.accelerator || !is_required_, "session entry onnx_moe.device is 'metal', but ", search.reason,
           ": use auto or cpu");
-  if (!search.accelerator) return;
-  const std::string label = node_label(info, definition);
-  if (unsupported) {
-    info.logger().warn(label + " runs on the CPU: " + unsupported);
-    return;
-  }
-  const std::string& distrust = search.accelerator->distrust(activation_type(info));
-  require(distrust.empty() || device == "auto", "session entry onnx_moe.device is 'metal', but ", distrust,
-          ": use auto or cpu, and report it");
-  if (!distrust.empty()) {
-    info.logger().warn(label + " runs on the CPU: " + distrust);
-    return;
-  }
+  if (!search.has_backend) return;
+  label_ = node_label(info, definition);
+  log_ = SessionLog::of(info.logger());
   accelerator_ = search.accelerator;
-  constants_ = accelerator_->adopt(constant_inputs(info, definition));
-  if (device == "metal") return;
+  if (!accelerator_) log_->warn_once("onnx_moe runs on the CPU: " + search.reason);
+}
+
+void Placement::settle(const ort::KernelInfo& info, const OperatorDefinition& definition,
+                       const std::string& obstacle) {
+  if (!obstacle.empty()) return stay_on_cpu(obstacle, obstacle);
+  const std::string& distrust = accelerator_->distrust(activation_type(info));
+  require(distrust.empty() || !is_required_, "session entry onnx_moe.device is 'metal', but ", distrust,
+          ": use auto or cpu, and report it");
+  if (!distrust.empty()) return stay_on_cpu(distrust, "the device fails its self-test");
+  try {
+    constants_ = accelerator_->adopt(constant_inputs(info, definition));
+  } catch (const Error& error) {
+    if (is_required_) throw;
+    return stay_on_cpu(error.what(), error.what());
+  }
+  if (const std::string remark = constants_->remark(); !remark.empty()) log_->warn_once(label_ + ": " + remark);
+  if (is_required_) return;
   worth_from_ = accelerator_->worth_from();
-  info.logger().note(label + " runs on the CPU for calls below " + std::to_string(worth_from_) +
+  info.logger().note(label_ + " runs on the CPU for calls below " + std::to_string(worth_from_) +
                      " multiply-adds: they are over before a command buffer would be");
 }
 
-Accelerator* Placement::accelerator(int64_t multiply_adds) const {
-  return multiply_adds >= worth_from_ ? accelerator_ : nullptr;
+void Placement::stay_on_cpu(const std::string& reason, const std::string& in_short) {
+  accelerator_ = nullptr;
+  log_->warn(label_ + " runs on the CPU: ", reason, in_short);
 }
 
-const char* unsupported_router(const RouterAttributes& router, int64_t num_experts) {
-  const Accelerator* const accelerator = find_accelerator().accelerator;
-  return accelerator ? accelerator->unsupported(router, num_experts) : nullptr;
-}
-
-const char* unsupported_layout(WeightLayout layout) {
-  return layout == WeightLayout::kInterleaved ? "weight_layout interleaved is for its kernels alone" : nullptr;
+std::string unsupported_layout(WeightLayout layout) {
+  return layout == WeightLayout::kInterleaved ? "weight_layout interleaved is for its kernels alone" : "";
 }
 
 }  // namespace onnx_moe

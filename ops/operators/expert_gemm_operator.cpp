@@ -64,7 +64,7 @@ ExpertGemmOperator::ExpertGemmOperator(const OrtApi* api, const ort::KernelInfo&
   validate(layout_, rows, activation_);
   require(sizes.global_scales == 1 || activation_.gated,
           "input global_scale is [E, 2] (gate, up), but gated is 0: use one scale an expert");
-  placement_ = Placement(info, definition, unsupported_layout(layout_));
+  placement_ = Placement(info, definition, [&](const Accelerator&) { return unsupported_layout(layout_); });
   residency_ = ExpertResidency(info, {kProjection}, sizes.slots);
 }
 
@@ -96,10 +96,9 @@ void ExpertGemmOperator::compute(ort::KernelContext& context) {
                               expert_weights ? expert_weights->as<float>() : nullptr,
                               y};
   const int64_t multiply_adds = input.tokens * sizes.slots * sizes.rows * sizes.columns;
-  Accelerator* const accelerator = placement_.accelerator(multiply_adds);
-  if (accelerator && residency_.mapped()) {
-    return accelerator->expert_gemm(activation_, weights, input, placement_.constants());
-  }
+  Accelerator* const accelerator =
+      placement_.accelerator(multiply_adds, [&](const Accelerator&) { return residency_.unsupported(); });
+  if (accelerator) return accelerator->expert_gemm(activation_, weights, input, placement_.constants());
   expert_gemm(current_kernel(), activation_, weights, input, &residency_, context);
 }
 

@@ -106,6 +106,12 @@ ExpertResidency::ExpertResidency(const ort::KernelInfo& info, const std::vector<
   layer_ = engine_->add_layer(std::move(layer));
 }
 
+std::string ExpertResidency::unsupported() {
+  const ResidencyMode mode = engine_->mode();
+  if (mode == ResidencyMode::kMapped) return "";
+  return std::string("expert residency is ") + name_of(mode) + ", and the device takes experts that are mapped";
+}
+
 std::unique_ptr<ExpertSource> ExpertResidency::open(const int32_t* expert_ids, int64_t count) {
   return engine_->open(layer_, expert_ids, count);
 }

@@ -23,8 +23,8 @@ class ExpertResidency final : public ExpertProvider {
   ExpertResidency(const ort::KernelInfo& info, const std::vector<ProjectionInputs>& projections, int64_t top_k);
 
   std::unique_ptr<ExpertSource> open(const int32_t* expert_ids, int64_t count) override;
-  // Whether the experts lie where the graph has them.
-  bool mapped() { return engine_->mode() == ResidencyMode::kMapped; }
+  // Why no device can compute with the experts, or empty: it takes them where the graph has them.
+  std::string unsupported();
 
  private:
   std::shared_ptr<ResidencyEngine> engine_;

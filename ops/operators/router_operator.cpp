@@ -47,7 +47,8 @@ RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, c
   const Sizes sizes = check_shapes(declared_shapes(info, definition), info.input_shape(kGateWeight).has_value());
   if (sizes.num_experts != kUnknown) validate(attributes_, sizes.num_experts);
   next_gate_ = NextGate(info, {kGateWeight, kGateBias, kCorrectionBias, kNextGateWeight}, attributes_);
-  placement_ = Placement(info, definition, unsupported_router(attributes_, sizes.num_experts));
+  const auto obstacle = [&](const Accelerator& device) { return device.unsupported(attributes_, sizes.num_experts); };
+  placement_ = Placement(info, definition, obstacle);
 }
 
 void RouterOperator::compute(ort::KernelContext& context) {
@@ -85,7 +86,8 @@ void RouterOperator::compute(ort::KernelContext& context) {
                           weights,
                           logits};
   const int64_t multiply_adds = gate ? tokens * sizes.num_experts * sizes.hidden_size : 0;
-  if (Accelerator* const accelerator = placement_.accelerator(multiply_adds)) {
+  const auto obstacle = [&](const Accelerator& device) { return device.unsupported(attributes_, sizes.num_experts); };
+  if (Accelerator* const accelerator = placement_.accelerator(multiply_adds, obstacle)) {
     accelerator->route(attributes_, input, placement_.constants());
   } else {
     route(current_kernel(), attributes_, input, context);

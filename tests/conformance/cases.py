@@ -367,6 +367,21 @@ ROUTER_CASES: list[RouterCase] = [
         RouterCase(num_experts=16, gate="absent", scoring=scoring, values="negative", correction_bias=True)
         for scoring in ("softmax", "sigmoid", "sqrt_softplus", "softmax_after_topk", "sigmoid_after_topk")
     ),
+    # Groups whose best two are +inf and -inf: their sum is no number.
+    *(
+        RouterCase(
+            tokens=(64,),
+            top_k=top_k,
+            gate="absent",
+            values="opposites",
+            scoring=scoring,
+            num_groups=4,
+            top_k_groups=groups,
+            group_scoring="top2_sum",
+        )
+        for scoring in ("softmax_after_topk", "sigmoid_after_topk", "sigmoid")
+        for top_k, groups in ((2, 1), (2, 2), (4, 3))
+    ),
     RouterCase(num_experts=1, top_k=1),
     RouterCase(tokens=(), gate="float", num_shared_experts=1),
     RouterCase(tokens=(), gate="absent", num_groups=4, top_k_groups=2),

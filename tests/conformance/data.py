@@ -188,6 +188,9 @@ def draw_router_inputs(case: RouterCase) -> RouterInputs:
         hidden_states[spoilt] = np.nan
     if case.values == "infinite":
         hidden_states[spoilt] = np.inf
+    if case.values == "opposites" and case.gate == "absent":  # infinities of both signs among the logits
+        kinds = rng.choice(3, hidden_states.shape)
+        hidden_states[kinds == 1], hidden_states[kinds == 2] = np.inf, -np.inf
     if case.values == "masked" and case.gate == "absent":  # at most half of the experts
         masked = rng.random(hidden_states.shape) < 0.3
         masked[..., ::2] = False

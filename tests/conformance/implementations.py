@@ -113,6 +113,7 @@ class PluginKernel(ModelImplementation):
     def evaluate(self, model: onnx.ModelProto, feeds: Mapping[str, Array], outputs: Outputs) -> Outputs:
         options = session_options(self._threads)
         onnx_moe.register(options)
+        options.add_session_config_entry("onnx_moe.device", "cpu")
         with _native.use_kernel(self._kernel):
             return run_poisoned(model, options, feeds, outputs)
 

@@ -20,6 +20,33 @@ Commands begin(MTL::CommandQueue& queue) {
   return {buffer, buffer->computeCommandEncoder(MTL::DispatchTypeSerial)};
 }
 
+Owned<MTL::ResidencySet> make_residency_set(MTL::Device& device) {
+  const auto descriptor = NS::TransferPtr(MTL::ResidencySetDescriptor::alloc()->init());
+  return NS::TransferPtr(device.newResidencySet(descriptor.get(), nullptr));
+}
+
+void misuse_residency(const std::string& what, MTL::Device& device, MTL::CommandQueue& queue, MTL::Buffer* memory) {
+  const auto set = make_residency_set(device);
+  if (what == "many residency sets") {
+    for (int i = 0; i < 33; ++i) queue.addResidencySet(make_residency_set(device).get());
+  }
+  if (what == "not in the set") set->removeAllocation(memory);
+  set->addAllocation(memory);
+  if (what == "changes not committed") set->requestResidency();
+  set->commit();
+  set->requestResidency();
+}
+
+Owned<MTL::ComputePipelineState> make_pipeline(MTL::Device& device) {
+  const auto source = onnx_moe::metal::text("kernel void nothing(device uint* y [[buffer(1)]]) {}");
+  NS::Error* error = nullptr;
+  const auto library = NS::TransferPtr(device.newLibrary(source, static_cast<MTL::CompileOptions*>(nullptr), &error));
+  const auto constants = NS::TransferPtr(MTL::FunctionConstantValues::alloc()->init());
+  const auto function =
+      NS::TransferPtr(library->newFunction(onnx_moe::metal::text("nothing"), constants.get(), &error));
+  return NS::TransferPtr(device.newComputePipelineState(function.get(), &error));
+}
+
 void misuse(const std::string& what, MTL::Device& device) {
   const auto queue = NS::TransferPtr(device.newCommandQueue());
   const auto memory = NS::TransferPtr(device.newBuffer(64, MTL::ResourceStorageModeShared));
@@ -33,8 +60,16 @@ void misuse(const std::string& what, MTL::Device& device) {
     memory->release();
     memory->release();
   }
+  misuse_residency(what, device, *queue.get(), memory.get());
   const Commands commands = begin(*queue.get());
   if (what == "argument table") commands.encoder->setBuffer(memory.get(), 0, 31);
+  if (what == "unaligned offset") commands.encoder->setBuffer(memory.get(), 8, 0);
+  if (what == "wide threadgroup" || what == "unbound argument") {
+    const auto pipeline = make_pipeline(device);
+    commands.encoder->setComputePipelineState(pipeline.get());
+    commands.encoder->setBuffer(memory.get(), 0, 1);
+    commands.encoder->dispatchThreadgroups(MTL::Size(1, 1, 1), MTL::Size(what[0] == 'w' ? 1056 : 32, 1, 1));
+  }
   if (what == "offset past the end") commands.encoder->setBuffer(memory.get(), 64, 0);
   if (what == "long bytes") commands.encoder->setBytes(std::vector<char>(4097).data(), 4097, 0);
   if (what == "no pipeline") commands.encoder->dispatchThreadgroups(MTL::Size(1, 1, 1), MTL::Size(32, 1, 1));

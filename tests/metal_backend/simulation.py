@@ -13,6 +13,7 @@ from conformance.oracle import expected_gemm
 from conformance.test_gemm import allowed_frobenius
 
 from metal.simulator import compilers, operators
+from metal.simulator.device import SimulatedDevice
 from metal.simulator.launch import Schedule
 from metal.simulator.operators import Device
 
@@ -25,14 +26,15 @@ needs_clang = pytest.mark.skipif(
 )
 
 
-def check_gemm_case(device: Device, case: GemmCase, regimes: Sequence[str]) -> None:
+def check_gemm_case(device: SimulatedDevice, case: GemmCase, regimes: Sequence[str]) -> None:
     """The case's products against float64 in each regime, as every implementation is held to them."""
     inputs = draw_gemm_inputs(case)
     expected = expected_gemm(case, inputs)
     attributes, tensors = gemm_arguments(case, inputs)
     for regime in regimes:
         y = operators.expert_gemm(device, attributes, tensors, regime=regime)
-        check_values(y, expected, case.dtype, allowed_frobenius(case))
+        bound = allowed_frobenius(case)
+        check_values(y, expected, case.dtype, bound, flushes_subnormals=device.flush_subnormals)
 
 
 def gemm_arguments(case: GemmCase, inputs: GemmInputs) -> tuple[operators.Projection, operators.ProjectionInputs]:

@@ -24,6 +24,14 @@ def plugin() -> Plugin:
     return built
 
 
+def configure(build: Path, xcrun: Path) -> str:
+    """What CMake prints where there is such an `xcrun`."""
+    command = ["cmake", "-S", ROOT, "-B", build, *cmake_options(), f"-DONNX_MOE_XCRUN={xcrun}"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
 @pytest.fixture(scope="module")
 def generated(plugin: Plugin, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a build where there is Xcode makes of the kernels."""
@@ -33,10 +41,7 @@ def generated(plugin: Plugin, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tool.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec python3 "{folder}/xcrun.py" "$@"\n')
     tool.chmod(0o755)
     build = folder / "build"
-    given = [*cmake_options(), f"-DONNX_MOE_XCRUN={tool}"]
-    configured = subprocess.run(["cmake", "-S", ROOT, "-B", build, *given], capture_output=True, text=True)
-    assert configured.returncode == 0, configured.stdout + configured.stderr
-    assert f"Metal kernels are compiled by Xcode ({tool} -sdk macosx metal)" in configured.stdout
+    assert f"Metal kernels are compiled by Xcode ({tool} -sdk macosx metal)" in configure(build, tool)
     built = subprocess.run(["ninja", "-C", build, "onnx_moe_metal_kernels"], capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
     return build / "metal"
@@ -55,7 +60,19 @@ def test_the_host_runtime_loads_them(plugin: Plugin, generated: Path, tmp_path: 
     (tmp_path / "kernel_sources.inc").write_text(carried.replace('R"MSL(', 'R"MSL(#error text\n'))
     library = relink(tmp_path)
     facts = Plugin(library).facts_in_new_process()
-    assert facts == {"residency_sets": 1, "command_buffers": 1}
+    assert facts["command_buffers"] == 1
+
+
+def test_xcode_without_its_metal_compiler_leaves_the_kernels_to_run_time(plugin: Plugin, tmp_path: Path) -> None:
+    """Xcode 26 has a `metal` that only says how to download the compiler."""
+    tool = tmp_path / "xcrun"
+    missing = "error: cannot execute tool 'metal' due to missing Metal Toolchain"
+    tool.write_text(f"""#!/bin/sh
+case "$*" in *-find*) echo /stub/metal ;; *) echo "{missing}" >&2; exit 1 ;; esac
+""")
+    tool.chmod(0o755)
+    printed = configure(tmp_path / "build", tool)
+    assert f"Metal kernels are compiled at run time: there is no Xcode with its Metal compiler. {missing}" in printed
 
 
 def relink(folder: Path) -> Path:

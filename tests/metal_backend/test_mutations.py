@@ -28,6 +28,7 @@ class Mutation:
     case: GemmCase | RouterCase
     regime: str = "decode"
     race_check: bool = False
+    flush_subnormals: bool = False
 
 
 _GATED = GemmCase(rows=34, gated=True, activation="silu", bias="float", global_scale="halves", blocks=3)
@@ -65,7 +66,18 @@ MUTATIONS = [
              "const bool has_weight = true;", _TILED, regime="grouped"),
     Mutation("subnormal E8M0 doubled", "fp4.h", "CODE_UNIT * 0.5f", "CODE_UNIT",
              GemmCase(weights="scale_zero", rows=34)),
+    Mutation("small weights flushed", "grouped.metal", "LIFT = 16.0f", "LIFT = 1.0f",
+             GemmCase(weights="scale_zero", rows=34), regime="grouped", flush_subnormals=True),
+    Mutation("another expert's weights", "vector.h", "ulong(expert) * arguments.rows + weight_row", "weight_row",
+             _GATED),
+    Mutation("next period's codes not taken", "grouped.metal", "next_codes = load_codes(codes, base + PERIOD",
+             "next_codes = load_codes(codes, base", GemmCase(blocks=9), regime="grouped"),
+    Mutation("columns beyond the row's end", "grouped.metal", "if (column + LOADED / 2 >= columns)", "if (false)",
+             GemmCase(format="nvfp4", blocks=3), regime="grouped"),
     Mutation("ties to the highest id", "router.metal", "simd_min(best_value", "simd_max(best_value", _TIES),
+    Mutation("groups of opposite infinities", "router.metal", "isnan(score) ? -INFINITY : score", "score",
+             RouterCase(gate="absent", values="opposites", num_groups=4, top_k_groups=3, group_scoring="top2_sum",
+                        scoring="softmax_after_topk", tokens=(64,))),
     Mutation("slots out of order of weight", "combine.metal", "expert_weights[first + slot]",
              "expert_weights[first + arguments.slots - 1 - slot]", GemmCase(combine=True), regime="few"),
 ]  # fmt: skip
@@ -89,7 +101,8 @@ def test_mutation_is_found(mutation: Mutation, tmp_path: Path) -> None:
 
 
 def _check(mutation: Mutation, kernels: Path) -> None:
-    device = SimulatedDevice(race_check=mutation.race_check, kernels=kernels)
+    flags = {"race_check": mutation.race_check, "flush_subnormals": mutation.flush_subnormals}
+    device = SimulatedDevice(kernels=kernels, **flags)
     if isinstance(mutation.case, RouterCase):
         check_router_case(device, mutation.case)
     else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,14 +18,16 @@ import pytest
 import test_fusion
 from conformance.cases import GEMM_CASES, ROUTER_CASES, GemmCase, RouterCase, case_id
 from conformance.check import check_router, check_values
-from conformance.data import Array, draw_gemm_inputs, draw_router_inputs
+from conformance.data import Array, GemmInputs, draw_gemm_inputs, draw_router_inputs
 from conformance.implementations import ModelImplementation, Outputs, PluginKernel, run_poisoned, session_options
 from conformance.oracle import expected_gemm
 from conformance.test_gemm import allowed_frobenius
+from residency import model as residency_model
 
 import onnx_moe
 from onnx_moe import _native
 from onnx_moe.diagnosis import diagnose
+from onnx_moe.errors import OnnxMoeError
 
 from .plugin import LARGE, Plugin, build_plugin
 
@@ -117,9 +122,117 @@ def test_weights_are_not_copied(simulated: Plugin) -> None:
 
 @pytest.mark.parametrize("macos", ["14", "15"])
 def test_weights_are_resident_where_macos_can(simulated: Plugin, macos: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process has one device: another one is asked."""
+    """One set for all sessions. A process has one device: another one is asked."""
     monkeypatch.setenv("ONNX_MOE_SIMULATOR_MACOS", macos)
-    assert simulated.facts_in_new_process() == {"residency_sets": 1 if macos == "15" else 0, "command_buffers": 1}
+    facts = {"devices_asked_for": 1, "residency_sets": 1 if macos == "15" else 0, "command_buffers": 1}
+    assert simulated.facts_in_new_process() == facts
+
+
+def test_a_model_of_many_layers_is_resident_while_it_is_there(simulated: Plugin) -> None:
+    """More nodes than a queue takes residency sets."""
+    case = GemmCase(tokens=(1,), slots=1, rows=64, num_experts=1)
+    inputs = draw_gemm_inputs(case)
+    weights = [inputs.weights + np.uint8(layer) for layer in range(33)]
+    gc.collect()
+    before = simulated.resident()
+    session = onnxruntime.InferenceSession(
+        chain_model(inputs, weights).SerializeToString(), simulated.options(), ["CPUExecutionProvider"]
+    )
+    assert simulated.resident() - before >= sum(array.nbytes for array in weights)
+    y = session.run(["y_32"], {"x": inputs.x})[0]
+    expected = expected_gemm(case, replace(inputs, weights=weights[-1], expert_ids=np.zeros((1, 1), np.int32)))
+    check_values(y, expected, case.dtype, allowed_frobenius(case))
+    del session
+    gc.collect()
+    assert simulated.resident() == before
+
+
+def chain_model(inputs: GemmInputs, weights: list[Array]) -> onnx.ModelProto:
+    """A projection of x for each of `weights`, y_0, y_1 …"""
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    constants = [numpy_helper.from_array(np.zeros((1, 1), np.int32), "ids")]
+    constants.append(numpy_helper.from_array(inputs.scales, "scales"))
+    constants += [numpy_helper.from_array(array, f"weights_{i}") for i, array in enumerate(weights)]
+    nodes = [
+        helper.make_node("MoEExpertGemmFP4", ["x", "ids", f"weights_{i}", "scales"], [f"y_{i}"], domain="onnx_moe")
+        for i in range(len(weights))
+    ]
+    kind = onnx.TensorProto.FLOAT
+    x = helper.make_tensor_value_info("x", kind, list(inputs.x.shape))
+    y = [helper.make_tensor_value_info(f"y_{i}", kind, None) for i in range(len(weights))]
+    graph = helper.make_graph(nodes, "chain", [x], y, constants)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("onnx_moe", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "remark"),
+    [
+        ("NO_WRAPS", "1", r"the GPU has a copy of \d+ KiB of its weights: Metal does not take them where they lie"),
+        ("NO_RESIDENCY", "1", r"weights are not kept resident: Metal gives no residency set \(no memory for a set\)"),
+        ("WORKING_SET", "100000", "weights are not kept resident: .* of which the device recommends to keep 0"),
+    ],
+)
+@pytest.mark.parametrize("device", ["auto", "metal"])
+def test_weights_that_are_copied_or_not_resident_are_logged(
+    simulated: Plugin, setting: str, value: str, remark: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ONNX_MOE_SIMULATOR_{setting}", value)
+    log = simulated.on(device).log_in_new_process()
+    assert len(re.findall(rf"node 'node_under_test': .*{remark}", log)) == 2, log
+
+
+UNUSABLE = {
+    "NO_DEVICE": ("1", "no Metal device answers"),
+    "GPU_FAMILY": ("1006", "Metal: Simulated GPU is no GPU of Apple's, or one before the M1"),
+    "SIMD_WIDTH": ("64", "runs in simdgroups of 64 threads, but is written for 32"),
+    "MOST_BUFFER_BYTES": ("65536", "Metal: Simulated GPU gives no buffer of 262144 bytes; its longest has 65536"),
+}
+
+
+@pytest.mark.parametrize("setting", UNUSABLE)
+def test_auto_goes_on_without_a_device_and_says_why(
+    simulated: Plugin, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value, reason = UNUSABLE[setting]
+    monkeypatch.setenv(f"ONNX_MOE_SIMULATOR_{setting}", value)
+    log = simulated.on("auto").log_in_new_process()
+    assert len(re.findall(f"runs on the CPU: .*{re.escape(reason)}", log)) == 2, log  # once in each of two sessions
+
+
+@pytest.mark.parametrize("setting", UNUSABLE)
+def test_metal_is_an_error_without_a_device(simulated: Plugin, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    value, reason = UNUSABLE[setting]
+    monkeypatch.setenv(f"ONNX_MOE_SIMULATOR_{setting}", value)
+    assert reason in simulated.error_in_new_process()
+
+
+def test_cpu_does_not_look_for_a_device(simulated: Plugin) -> None:
+    assert simulated.on("cpu").facts_in_new_process()["devices_asked_for"] == 0
+
+
+@pytest.mark.parametrize("mode", ["pagecache", "pool"])
+def test_experts_that_are_not_mapped_keep_the_cpu_and_say_so(
+    simulated: Plugin, mode: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = residency_model.save(residency_model.Stack(layers=1), tmp_path)
+    options = simulated.on("auto").options()
+    options.add_session_config_entry("onnx_moe.residency", mode)
+    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    before = simulated.command_buffers()
+    for _ in range(2):
+        session.run(None, {"layer0.in": np.ones((512, residency_model.HIDDEN), np.float32)})
+    assert simulated.command_buffers() == before
+    reason = f"runs on the CPU: expert residency is {mode}, and the device takes experts that are mapped"
+    assert capfd.readouterr().err.count(reason) == 1
+
+
+def test_sizes_that_only_a_call_shows_are_looked_at(simulated: Plugin, capfd: pytest.CaptureFixture[str]) -> None:
+    case = RouterCase(gate="absent", num_experts=1056, top_k=4)
+    inputs = draw_router_inputs(case)
+    check_router(case, inputs, simulated.router(case, inputs))
+    reason = "runs on the CPU: the Metal router chooses among at most 1024 experts, not 1056"
+    assert capfd.readouterr().err.count(reason) == 1
 
 
 def test_concurrent_runs_give_the_same_bytes(plugin: Plugin) -> None:
@@ -175,7 +288,7 @@ def test_kernel_that_does_not_compile_names_itself(simulated: Plugin, monkeypatc
 #: Defects of a compiler: in decode's sums, in the rows of a tile, in its lower half, in the router.
 DEFECTS = {
     "decode": "sums[r] = metal::simd_sum(sums[r]) => sums[r] = sums[r]",
-    "few rows": "if (a >= count) break => if (a >= 1) break",
+    "few rows": "if (a < count) { => if (a < 1) {",
     "grouped": "tile_row < count => tile_row + 8 < count",
     "decode, ": "if (NORMALIZE) { => if (!NORMALIZE) {",
 }
@@ -189,6 +302,13 @@ def test_auto_leaves_a_device_alone_that_computes_otherwise(
     log = simulated.on("auto").log_in_new_process()
     assert log.count("node 'node_under_test' runs on the CPU: Simulated GPU, macOS simulated fails its self-test") == 2
     assert re.search(rf"tokens \({regime}.*differs from the CPU's by \S+ of its norm", log)
+
+
+def test_distrust_is_told_in_full_once_a_session(simulated: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNX_MOE_SIMULATOR_PYTHON", "echo 'error: no such type'; false")
+    log = simulated.on("auto").log_in_new_process("block")
+    assert log.count("error: no such type") == 1
+    assert log.count("runs on the CPU: the device fails its self-test") == 2
 
 
 def test_metal_refuses_a_device_that_computes_otherwise(simulated: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,12 +386,23 @@ def test_unknown_device_is_an_error(plugin: Plugin) -> None:
         plugin.on("gpu").gemm(GemmCase(), draw_gemm_inputs(GemmCase()))
 
 
-def test_no_device_is_an_error_where_one_is_asked_for(simulated: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ONNX_MOE_SIMULATOR_NO_DEVICE", "1")
-    assert "no Metal device answers: use auto or cpu" in simulated.error_in_new_process()
+def test_a_path_that_is_no_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an empty one, which `$(python …)` leaves when it fails: everything would be skipped."""
+    monkeypatch.setenv("ONNX_MOE_METAL_PLUGIN", "")
+    with pytest.raises(pytest.fail.Exception, match="ONNX_MOE_METAL_PLUGIN is '', which is no file"):
+        build_plugin()
+
+
+def test_a_mac_s_tests_take_the_installed_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONNX_MOE_METAL_PLUGIN", raising=False)
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert build_plugin().library == onnx_moe.library_path()
 
 
 def test_a_library_without_metal_says_so() -> None:
+    with contextlib.suppress(OnnxMoeError):
+        pytest.skip(f"the installed library has Metal: {_native.device()}")
+
     class Plain(ModelImplementation):
         name = "plain"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Stands in for Xcode's xcrun: its `metal` keeps the text that it is given, for the fake device to load.
 
-xcrun -sdk macosx -find metal
+xcrun -sdk macosx metal --version
 xcrun -sdk macosx metal OPTIONS KERNEL.metal -o KERNEL.metallib
 """
 
@@ -18,10 +18,10 @@ from metal.runtime.embed_kernels import text_of
 
 def main(arguments: list[str]) -> None:
     assert arguments[:2] == ["-sdk", "macosx"]
-    if arguments[2:] == ["-find", "metal"]:
-        print("/stand-in/metal")
-        return
     assert arguments[2] == "metal"
+    if arguments[3:] == ["--version"]:
+        print("a stand-in")
+        return
     parser = argparse.ArgumentParser()
     parser.add_argument("-std", dest="standard")
     parser.add_argument("-mmacosx-version-min", dest="macos")

@@ -34,14 +34,13 @@ def run(*command: str | Path) -> None:
         sys.exit(f"{result.stdout}\n{command[0]} failed with status {result.returncode}")
 
 
-def configure(build: Path, sysroot: Path, headers: Path) -> None:
+def configure(build: Path, sysroot: Path) -> None:
     definitions = {
         "CMAKE_TOOLCHAIN_FILE": ROOT / "tools" / "cross_macos" / "toolchain.cmake",
         "ONNX_MOE_ZIG_PYTHON": sys.executable,
         "ONNX_MOE_SYSROOT": sysroot,
         "ONNX_MOE_MACOS": ".".join(map(str, MACOS)),
-        "ONNX_MOE_METAL": "ON",
-        "ONNX_MOE_METAL_CPP": headers,
+        "ONNX_MOE_WARNINGS_AS_ERRORS": "ON",
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
         "Python3_EXECUTABLE": sys.executable,
@@ -54,7 +53,7 @@ def build_library(folder: Path) -> Path:
     build, sysroot, headers = folder / "cmake", folder / "sysroot", ROOT / "build" / "metal_cpp"
     if not (headers / "Metal" / "Metal.hpp").exists():
         fetch(headers)
-    configure(build, sysroot, headers)
+    configure(build, sysroot)
     commands = json.loads((build / "compile_commands.json").read_text())
     objects = [Path(command["output"]).relative_to(build) for command in commands]
     print(f"compiling {len(objects)} files for macOS {MACOS[0]} on arm64", flush=True)

@@ -60,6 +60,7 @@ class MachO:
     signature: int | None = None
     exports_trie: tuple[int, int] = (0, 0)
     symbols: tuple[int, int, int] = (0, 0, 0)  # offset, count, offset of the strings
+    binds: list[tuple[int, int]] = field(default_factory=list)  # programs that bind symbols: offset, size
 
     def undefined_symbols(self) -> list[str]:
         """Names that an object or library takes from elsewhere."""
@@ -70,6 +71,10 @@ class MachO:
             if kind & 0x0E == 0 and kind & 0x01:  # N_UNDF, N_EXT
                 names.append(_text(self.data, strings + name))
         return sorted(set(names))
+
+    def weak_imports(self) -> list[str]:
+        """Names that are bound to null where the system lacks them: what newer systems alone have."""
+        return sorted({name for offset, size in self.binds for name in _weak_names(self.data[offset : offset + size])})
 
     def exports(self) -> list[str]:
         """Names that a library offers, from its trie."""
@@ -120,6 +125,7 @@ def _read_command(macho: MachO, command: int, at: int) -> None:
         names = ("rebase", "bind", "weak bind", "lazy bind", "exports")
         macho.tables += [(name, *numbers[2 * i : 2 * i + 2]) for i, name in enumerate(names)]
         macho.exports_trie = numbers[8:10]
+        macho.binds += [numbers[2:4], numbers[6:8]]
     elif command in (*_LINKEDIT_DATA, _EXPORTS_TRIE, _CODE_SIGNATURE):
         offset, size = struct.unpack_from("<2I", data, at + 8)
         macho.tables.append((_LINKEDIT_DATA.get(command, f"table {command:#x}"), offset, size))
@@ -136,11 +142,12 @@ def check(
     exports: tuple[str, ...],
     minimum_os: tuple[int, int],
     tolerated: tuple[str, ...] = (),
+    weak: tuple[str, ...] = (),
 ) -> list[str]:
     """What is wrong with a library: each entry one sentence; none when dyld would take it.
 
     needs: parts of the names of dylibs that it must load; exports: what the names that it offers must begin with, or
-    with what is tolerated.
+    with what is tolerated. weak: what the names begin with that a system may lack; all others are in the oldest.
     """
     return [
         *_check_commands(macho, needs, minimum_os),
@@ -148,6 +155,8 @@ def check(
         *_check_tables(macho),
         *(f"it exports {name}" for name in macho.exports() if not name.startswith((*exports, *tolerated))),
         *(f"it does not export {name}…" for name in exports if not any(e.startswith(name) for e in macho.exports())),
+        *(f"it needs {name} only weakly" for name in macho.weak_imports() if not name.startswith(weak)),
+        *(f"it needs {name}… for certain" for name in weak if not any(map(_begins(name), macho.weak_imports()))),
         *_check_signature(macho),
     ]
 
@@ -246,6 +255,25 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 128:
             return value, at
+
+
+#: Opcodes of a bind program, in the upper four bits, by how many numbers follow; a symbol's name is text.
+_BIND_SYMBOL, _BIND_WEAK = 0x40, 0x01
+_BIND_NUMBERS = {0x20: 1, 0x60: 1, 0x70: 1, 0x80: 1, 0xA0: 1, 0xC0: 2}
+
+
+def _weak_names(program: bytes) -> Iterator[str]:
+    at = 0
+    while at < len(program):
+        opcode, immediate = program[at] & 0xF0, program[at] & 0x0F
+        at += 1
+        if opcode == _BIND_SYMBOL:
+            name = _text(program, at)
+            at += len(name) + 1
+            if immediate & _BIND_WEAK:
+                yield name
+        for _ in range(_BIND_NUMBERS.get(opcode, 0)):
+            _, at = _number(program, at)
 
 
 def _walk_trie(trie: bytes, node: int, prefix: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 // Command buffers of the fake device. Work is recorded, and done when its completion is waited for, so that memory read
 // before that holds what it held. Tests count what was submitted and make command buffers fail.
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -14,6 +15,7 @@ namespace {
 
 constexpr uint32_t kThreadgroupBytes = 32768;
 constexpr uint64_t kInlineBytes = 4096;
+constexpr uint64_t kWidestLoad = 16;  // of the kernels
 // MTLCommandBufferStatus
 constexpr uint64_t kCommitted = 2, kCompleted = 4, kError = 5;
 
@@ -31,6 +33,7 @@ Argument& argument(Object* encoder, uint64_t index) {
 
 void set_buffer(Object* encoder, SEL, Object* buffer, uint64_t offset, uint64_t index) {
   if (buffer && offset >= buffer->memory.size) misuse("a buffer's offset is past its end");
+  if (offset % kWidestLoad != 0) misuse("a buffer's offset is no multiple of 16, the widest load of kernels");
   argument(encoder, index) = {Reference(buffer), offset, {}};
 }
 
@@ -39,11 +42,21 @@ void set_bytes(Object* encoder, SEL, const char* bytes, uint64_t length, uint64_
   argument(encoder, index) = {Reference(), 0, std::vector<char>(bytes, bytes + length)};
 }
 
+// Kernels number their arguments from 0 on: a gap is one that was forgotten.
+void check_bound(const std::vector<Argument>& arguments) {
+  const auto is_bound = [](const Argument& given) { return given.buffer.get() || !given.bytes.empty(); };
+  const auto end = std::find_if(arguments.rbegin(), arguments.rend(), is_bound).base();
+  const auto gap = std::find_if_not(arguments.begin(), end, is_bound);
+  if (gap != end) misuse("buffer index " + std::to_string(gap - arguments.begin()) + " is not bound");
+}
+
 // By value: Metal passes a size in memory.
 void record_dispatch(Object* encoder, SEL, Size threadgroups, Size threads) {
   if (!encoder->pipeline.get()) misuse("a dispatch without a pipeline");
   if (!encoder->encoding) misuse("a dispatch after endEncoding");
   if (threadgroups.width * threadgroups.height * threadgroups.depth == 0) misuse("a dispatch over an empty grid");
+  if (threads.width * threads.height * threads.depth > kMostThreads) misuse("a threadgroup of more than 1024 threads");
+  check_bound(encoder->arguments);
   encoder->commands->dispatches.push_back({encoder->pipeline, encoder->arguments, threadgroups, threads});
 }
 

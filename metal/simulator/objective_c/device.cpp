@@ -1,6 +1,7 @@
 // A Metal device of fibers, for tests of the host runtime: it holds its caller to Metal's rules and reports a kernel's
-// misuse as the command buffer's error. ONNX_MOE_SIMULATOR_NO_DEVICE takes it away; ONNX_MOE_SIMULATOR_MACOS says which
-// macOS it pretends to be (15).
+// misuse as the command buffer's error. What it pretends to be is in the environment: ONNX_MOE_SIMULATOR_NO_DEVICE,
+// _MACOS (15), _GPU_FAMILY (1007, which is Apple7), _SIMD_WIDTH (32), _WORKING_SET, _MOST_BUFFER_BYTES, _NO_WRAPS, _NO_RESIDENCY.
+#include <atomic>
 #include <cstdlib>
 
 #include "runtime.h"
@@ -9,14 +10,11 @@ namespace fake {
 
 namespace {
 
+std::atomic<uint64_t> devices_asked_for{0};
+
 struct Version {
   int64_t major, minor, patch;
 };
-
-int64_t macos() {
-  const char* const given = std::getenv("ONNX_MOE_SIMULATOR_MACOS");
-  return given ? std::atoll(given) : 15;
-}
 
 void define_foundation_classes() {
   method(
@@ -33,10 +31,15 @@ void define_foundation_classes() {
   // By value: Objective-C passes a structure of this size in memory.
   method(
       "NSProcessInfo",
-      "isOperatingSystemAtLeastVersion:", +[](Object*, SEL, Version version) { return macos() >= version.major; });
+      "isOperatingSystemAtLeastVersion:", +[](Object*, SEL, Version version) { return setting("MACOS", 15) >= version.major; });
 }
 
 }  // namespace
+
+int64_t setting(const std::string& name, int64_t otherwise) {
+  const char* const given = std::getenv(("ONNX_MOE_SIMULATOR_" + name).c_str());
+  return given ? std::atoll(given) : otherwise;
+}
 
 Object* make_string(const std::string& text) {
   Object* string = autoreleased(create("NSString"));
@@ -56,13 +59,22 @@ Object* failed(Object** error, const std::string& text) {
 
 extern "C" {
 fake::Object* MTLCreateSystemDefaultDevice() {
+  ++fake::devices_asked_for;
   if (std::getenv("ONNX_MOE_SIMULATOR_NO_DEVICE")) return nullptr;
   fake::define_foundation_classes();
   fake::define_library_classes();
   fake::define_memory_classes();
   fake::define_command_classes();
+  fake::method(
+      "Device", "supportsFamily:", +[](fake::Object*, SEL, int64_t family) {
+        return fake::setting("GPU_FAMILY", 1007) >= family;
+      });
   fake::method("Device", "name", +[](fake::Object*) { return fake::make_string("Simulated GPU"); });
   return fake::create("Device");
+}
+// How often somebody looked for a device.
+__attribute__((visibility("default"))) uint64_t onnx_moe_simulator_devices_asked_for() {
+  return fake::devices_asked_for;
 }
 fake::Object* MTLCopyAllDevices() { return nullptr; }
 fake::Object* MTLCopyAllDevicesWithObserver(fake::Object**, void*) { return nullptr; }

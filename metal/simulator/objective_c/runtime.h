@@ -12,6 +12,8 @@
 
 namespace fake {
 
+inline constexpr uint64_t kMostThreads = 1024;  // of a threadgroup
+
 struct Buffer {
   std::vector<char> owned;
   char* bytes = nullptr;
@@ -70,6 +72,7 @@ struct Object {
   std::vector<Dispatch> dispatches;
   uint64_t status = 0;
   bool encoding = false;
+  bool changed = false;  // a residency set since its last commit
   // Entry points of compiled code.
   void* function = nullptr;
   void* launch = nullptr;
@@ -88,6 +91,8 @@ void method(const char* class_name, const char* selector, Function* function) {
   define(class_name, selector, reinterpret_cast<Method>(function));
 }
 
+// The number in the environment's ONNX_MOE_SIMULATOR_<name>.
+int64_t setting(const std::string& name, int64_t otherwise);
 // An autoreleased string.
 Object* make_string(const std::string& text);
 // Stores an autoreleased error, as Cocoa's out-parameters take it; returns null.
