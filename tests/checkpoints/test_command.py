@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from onnx_moe import cli
 from onnx_moe.cli import app
 from onnx_moe.export.checkpoint import api as checkpoint_api
 
