@@ -96,8 +96,9 @@ def _close_windows(module: Any, layer: Any, kind: str, hidden_states: torch.Tens
     positions = (torch.arange(first, first + count + 1) * rate).unsqueeze(0).expand(batch, -1)
     cosine, sine = module.rotary_emb(entries, position_ids=positions, layer_type=module.rope_layer_type)
     entries = _rotation(module)(entries.unsqueeze(1), cosine, sine).squeeze(1)[:, :count]
-    layer.compressed_kv[kind] = torch.cat([layer.compressed_kv[kind], entries], dim=1)
-    return layer.compressed_kv[kind]
+    every_entry = torch.cat([layer.compressed_kv[kind], entries], dim=1)
+    layer.compressed_kv[kind] = every_entry
+    return every_entry
 
 
 def _with_previous(

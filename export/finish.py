@@ -49,9 +49,9 @@ def _match_types(norm: ir.Node) -> None:
     a float32 scale, which ONNX allows.
     """
     x, scale = norm.inputs
-    if x is None or scale is None or x.dtype is None or scale.dtype in (None, x.dtype):
+    if x is None or scale is None or x.dtype is None or scale.dtype is None or x.dtype == scale.dtype:
         return
-    cast = ir.node("Cast", [x], {"to": scale.dtype})
+    cast = ir.node("Cast", [x], {"to": int(scale.dtype)})
     cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(scale.dtype), x.shape
     norm.prepend(cast)
     norm.replace_input_with(0, cast.outputs[0])
