@@ -41,7 +41,8 @@ def draw_weights(figure: Figure, errors: Mapping[str, Mapping[str, float]]) -> N
             )
         axes.set_xticks(range(len(errors)), list(errors), fontsize=8)
         axes.set(title=f"{format}: squared error of weights, ‰ of their squares")
-        axes.legend(fontsize=7)
+        axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(fontsize=7, ncols=2, loc="upper center")
         _tidy(axes, "y")
 
 
