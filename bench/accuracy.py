@@ -37,7 +37,7 @@ Section = tuple[str, dict[str, Callable[[Figure], None]]]
 
 
 def main(
-    parts: Annotated[str, typer.Option(help="all, or some of weights, speed, text, layers, with commas.")] = "all",
+    parts: Annotated[str, typer.Option(help="all, or some of weights, speed, mxfp4, nvfp4, layers.")] = "all",
     text: Annotated[Path, typer.Option(help="To predict.")] = _ROOT / "bench" / "text" / "fresh.txt",
     calibration: Annotated[Path, typer.Option(help="To calibrate on.")] = _MODEL / "heldout.txt",
     output: Annotated[
@@ -49,7 +49,8 @@ def main(
     known: dict[str, Callable[[], Section]] = {
         "weights": lambda: _weights(console),
         "speed": _speed,
-        "text": lambda: _text(text, calibration, console),
+        "mxfp4": lambda: _text("mxfp4", text, calibration, console),
+        "nvfp4": lambda: _text("nvfp4", text, calibration, console),
         "layers": lambda: _layers(text, calibration, console),
     }
     chosen = list(known) if parts == "all" else parts.split(",")
@@ -97,14 +98,14 @@ def _speed() -> Section:
     return heading + table(("", *formats), rows), {}
 
 
-def _text(text: Path, calibration: Path, console: Console) -> Section:
-    costs = measure_costs(_MODEL, text, calibration, console)
+def _text(format: str, text: Path, calibration: Path, console: Console) -> Section:
+    costs = measure_costs(_MODEL, format, text, calibration, console)
     rows = []
     for cost in costs:
         increase, removed = cost.increase, cost.removed
         rows.append(
             [
-                f"{cost.format}, {cost.name}",
+                cost.name,
                 f"{cost.perplexity:.4f}",
                 f"{increase.mean:.2f} % ({increase.low:.2f} to {increase.high:.2f})",
                 f"{removed.mean:.0f} % ({removed.low:.0f} to {removed.high:.0f})",
@@ -113,13 +114,13 @@ def _text(text: Path, calibration: Path, console: Console) -> Section:
         )
     windows = len(costs[0].losses)
     heading = (
-        f"### Perplexity\n\nOf the model that ships, on {windows * WINDOW:,} tokens in {windows} windows of "
-        f"`{text.name}`: {costs[0].original_perplexity:.4f} with the original weights.\nCalibrated on "
+        f"### Perplexity in {format}\n\nOf the model that ships, on {windows * WINDOW:,} tokens in {windows} windows "
+        f"of `{text.name}`: {costs[0].original_perplexity:.4f} with the original weights.\nCalibrated on "
         f"`{calibration.name}`. In brackets: 95 % intervals over windows. Output error: of all layers together,\n"
         "relative, on the original inputs.\n\n"
     )
     headings = ("", "perplexity", "increase", "of round to nearest's increase removed", "output error")
-    return heading + table(headings, rows), {"perplexity": partial(draw_costs, costs=costs)}
+    return heading + table(headings, rows), {f"perplexity {format}": partial(draw_costs, costs=costs)}
 
 
 def _layers(text: Path, calibration: Path, console: Console) -> Section:

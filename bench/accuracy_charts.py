@@ -41,21 +41,22 @@ def draw_weights(figure: Figure, errors: Mapping[str, Mapping[str, float]]) -> N
             )
         axes.set_xticks(range(len(errors)), list(errors), fontsize=8)
         axes.set(title=f"{format}: squared error of weights, ‰ of their squares")
-        axes.legend(fontsize=7)
+        axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(fontsize=7, ncols=2, loc="upper center")
         _tidy(axes, "y")
 
 
 def draw_costs(figure: Figure, costs: Sequence[Cost]) -> None:
-    """Increase of perplexity, % with 95 % intervals: a panel for each format, least at the bottom."""
-    for axes, format in zip(figure.subplots(1, 2, sharex=True), ("mxfp4", "nvfp4"), strict=True):
-        some = sorted((cost for cost in costs if cost.format == format), key=lambda cost: -cost.increase.mean)
-        for place, cost in enumerate(some):
-            increase = cost.increase
-            axes.plot((increase.low, increase.high), (place, place), color=_colour(cost), linewidth=2)
-            axes.plot(increase.mean, place, "o", color=_colour(cost))
-        axes.set_yticks(range(len(some)), [cost.name for cost in some], fontsize=8)
-        axes.set(title=f"{format}: increase of perplexity, %", xlim=(0, None))
-        _tidy(axes, "x")
+    """Increase of perplexity, % with 95 % intervals, least on top."""
+    axes = figure.subplots()
+    some = sorted(costs, key=lambda cost: -cost.increase.mean)
+    for place, cost in enumerate(some):
+        increase = cost.increase
+        axes.plot((increase.low, increase.high), (place, place), color=_colour(cost), linewidth=2)
+        axes.plot(increase.mean, place, "o", color=_colour(cost))
+    axes.set_yticks(range(len(some)), [cost.name for cost in some], fontsize=8)
+    axes.set(title="increase of perplexity, %", xlim=(0, None))
+    _tidy(axes, "x")
 
 
 def _colour(cost: Cost) -> str:

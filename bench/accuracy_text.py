@@ -25,7 +25,7 @@ from onnx_moe.export.patching import replace_data
 
 WINDOW = 512
 #: What the other ways are compared with: the rule of the OCP MX specification, and what is usual for nvfp4.
-BASELINE = {"mxfp4": "round to nearest, floor", "nvfp4": "round to nearest, even"}
+RULE = {"mxfp4": "floor", "nvfp4": "even"}
 _RESAMPLES = 10_000
 _WINDOWS_AT_ONCE = 8
 
@@ -35,7 +35,6 @@ class Cost:
     """What one way to quantise costs the model. losses: nats a token of each window, with it and originally;
     baseline: with round to nearest in the same format."""
 
-    format: str
     name: str
     losses: NDArray[np.float64]
     baseline: NDArray[np.float64]
@@ -107,32 +106,31 @@ class Bench:
         return replace_data(values)
 
 
-def _ways(bench: Bench, calibration: Path, console: Console) -> list[tuple[str, str, Callable[[], Any]]]:
-    """(format, name, context in which the model has the weights) of everything that is compared, baselines first."""
-    ours: list[tuple[str, str, Callable[[], Any]]] = []
-    for format, rule in (("mxfp4", "floor"), ("nvfp4", "even")):
-        for name, options in (
-            (BASELINE[format], {"scale": rule}),
-            ("onnx-moe", {}),
-            ("onnx-moe, calibrated", {"calibrate": calibration}),
-        ):
-            ours.append(
-                (format, name, partial(with_fp4_weights, bench.reference.module, None, format=format, **options))
-            )
-    peers = [(peer.format, peer.name, partial(bench.with_peer, peer)) for peer in installed_peers(console)]
-    return sorted(ours + peers, key=lambda way: way[0])
+#: Makes a context in which the model has the weights that one way to quantise leaves.
+Way = Callable[[], AbstractContextManager[Any]]
 
 
-def measure_costs(folder: Path, text: Path, calibration: Path, console: Console) -> list[Cost]:
-    """Every way to quantise the experts of the model in `folder`, on the predictions of `text`."""
+def _ways(bench: Bench, format: str, calibration: Path, console: Console) -> dict[str, Way]:
+    """Everything that is compared, the baseline first."""
+    quantise = partial(with_fp4_weights, bench.reference.module, None, format=format)
+    ways: dict[str, Way] = {
+        f"round to nearest, {RULE[format]}": partial(quantise, scale=RULE[format]),
+        "onnx-moe": quantise,
+        "onnx-moe, calibrated": partial(quantise, calibrate=calibration),
+    }
+    peers = (peer for peer in installed_peers(console) if peer.format == format)
+    return ways | {peer.name: partial(bench.with_peer, peer) for peer in peers}
+
+
+def measure_costs(folder: Path, format: str, text: Path, calibration: Path, console: Console) -> list[Cost]:
+    """Every way to quantise the experts of the model in `folder` to `format`, on the predictions of `text`."""
     bench = Bench(folder, text.read_text(encoding="utf-8"))
     original = bench.losses()
     console.print(f"original: perplexity {np.exp(original.mean()):.4f} on {bench.windows.size} tokens", highlight=False)
     costs: list[Cost] = []
-    for format, name, context in _ways(bench, calibration, console):
-        with context():
+    for name, way in _ways(bench, format, calibration, console).items():
+        with way():
             losses, error = bench.losses(), bench.output_error()
-        baseline = losses if name == BASELINE[format] else costs[-1].baseline
-        costs.append(Cost(format, name, losses, baseline, original, error))
-        console.print(f"[dim]{format}, {name}: {costs[-1].perplexity:.4f}[/]", highlight=False)
+        costs.append(Cost(name, losses, costs[0].losses if costs else losses, original, error))
+        console.print(f"[dim]{name}: {costs[-1].perplexity:.4f}, {costs[-1].removed.mean:.0f} %[/]", highlight=False)
     return costs

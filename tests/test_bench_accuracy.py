@@ -16,7 +16,7 @@ def cost(own: float, noise: float) -> Cost:
     random = np.random.default_rng(0)
     original = 2 + 0.3 * random.standard_normal(200)
     baseline = original + 0.1 + noise * random.standard_normal(200)
-    return Cost("mxfp4", "any", original + own + noise * random.standard_normal(200), baseline, original, 0.1)
+    return Cost("any", original + own + noise * random.standard_normal(200), baseline, original, 0.1)
 
 
 @pytest.mark.parametrize(("own", "share"), [(0.1, 0), (0.06, 40), (0.0, 100)])
