@@ -31,7 +31,10 @@ PooledCall::PooledCall(ResidencyEngine& engine, int64_t layer, const int32_t* ex
     : PooledCall(engine, layer) {
   const Stopwatch watch(busy_ns_);
   const ExpertLayer& experts = engine.experts_.layers[static_cast<size_t>(layer)];
-  data_.assign(experts.projections.size(), std::vector<ExpertData>(static_cast<size_t>(experts.num_experts)));
+  for (size_t projection = 0; projection < experts.projections.size(); ++projection) {
+    // make_unique would clear it, which takes as long as looking up the experts of a token.
+    data_.push_back(std::unique_ptr<ExpertData[]>(new ExpertData[static_cast<size_t>(experts.num_experts)]));
+  }
   const ResidencyEngine::Lock lock(engine_.mutex_);
   engine_.planner_->look_up(*engine_.residents_, layer, expert_ids, count, visit_);
   note_keys();

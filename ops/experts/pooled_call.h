@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -15,7 +16,7 @@ class PooledCall final : public ExpertSource {
   ~PooledCall() override;
 
   ExpertSet next() override;
-  const ExpertData* resident(size_t projection) const override { return data_[projection].data(); }
+  const ExpertData* resident(size_t projection) const override { return data_[projection].get(); }
 
  private:
   using State = ResidencyEngine::State;
@@ -55,7 +56,7 @@ class PooledCall final : public ExpertSource {
   std::vector<Staged> loading_;            // in the staging area, not handed out yet
   std::vector<Staged> computed_;           // handed out with the last set
   std::vector<int32_t> set_;
-  std::vector<std::vector<ExpertData>> data_;  // by projection and expert
+  std::vector<std::unique_ptr<ExpertData[]>> data_;  // by projection and expert; set for those handed out
 };
 
 }  // namespace onnx_moe

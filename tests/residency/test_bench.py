@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bench.residency import __main__ as benchmark
-from bench.residency.disk import bandwidth, find_parts
-from bench.residency.memory import memory_limit, resident_bytes
-from bench.residency.model import SHAPES, Shape, write_model
+_PATH = list(sys.path)
+from bench.residency import __main__ as benchmark  # noqa: E402
+from bench.residency.disk import bandwidth, find_parts  # noqa: E402
+from bench.residency.memory import memory_limit, resident_bytes  # noqa: E402
+from bench.residency.model import SHAPES, Shape, write_model  # noqa: E402
+
+sys.path[:] = _PATH  # `bench` takes the repository off it, where the other tests are
 
 #: Parts are whole pages, as those of real models, so that they can be read directly.
 TINY = Shape(hidden=256, intermediate=512, experts=16, top_k=2)

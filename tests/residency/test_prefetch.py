@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from onnx_moe.cache import engine
 from onnx_moe.routing import CacheSetup, simulate_cache
 from tests.residency.model import HIDDEN, Run, Stack, calls, run, save, session, trace_of
 
@@ -115,6 +116,16 @@ def test_reading_ahead_begins_when_it_would_have_paid(foreseeable: Path) -> None
     assert 0 < ahead["issued"] < ahead["useful"] < ahead["candidates"]
     assert ahead["timely"] + ahead["late"] == ahead["issued"]
     assert_reconciles(statistics)
+
+
+def test_what_was_read_ahead_can_leave_again(foreseeable: Path) -> None:
+    """No lease is left behind: with a lower budget everybody beyond it goes."""
+    ahead = session(foreseeable, residency="pool", cache_bytes="60%", prefetch="next-gate", prefetch_precision=0)
+    before = run(ahead, INPUTS).statistics
+    assert before["prefetch"]["timely"] > 0
+    engine(ahead).set_budget(before["cycle_bytes"])
+    after = engine(ahead).statistics()
+    assert after["resident"] <= after["capacity"] < before["capacity"]
 
 
 def test_what_all_layers_showed_begins_reads_in_each(tmp_path: Path) -> None:
