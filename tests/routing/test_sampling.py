@@ -65,6 +65,9 @@ def test_layers_that_are_recorded_one_after_the_other() -> None:
     for layer in range(LAYERS):
         profiler.record_routing(layer, drawn(random, 10_000))
     check(profiler.profile().sample, PREFILL, SAMPLE_IDS // (LAYERS * TOP_K))
+    assert profiler.profile().notes == (
+        "Caches are replayed on the first 781 tokens of the last prompt, which has more.",
+    )
     share = next(t["share"] for t in profiler.generate_report()["cache"]["targets"] if t["hit_rate"] == 0.9)
     assert share > 0.86
 
@@ -88,6 +91,12 @@ def test_large_batches_are_cut_by_rows() -> None:
     assert check(profile.sample, DECODE, rows).num_calls == LEAST_STEPS * 12
     assert profile.notes == ("Caches are replayed on 195 of up to 1,200 sequences that were decoded together.",)
     assert profile.document()["cache"]["step_tokens"] == rows
+
+
+def test_short_prompts_after_a_long_one_are_whole() -> None:
+    profile = profile_trace(uniform([(PREFILL, 3000), (PREFILL, 20), (PREFILL, 20)]))
+    assert check(profile.sample, PREFILL, 20).num_calls == 2 * LAYERS
+    assert profile.notes == ()
 
 
 def test_no_whole_pass(caplog: pytest.LogCaptureFixture) -> None:
