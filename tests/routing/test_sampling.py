@@ -13,7 +13,7 @@ from onnx_moe.routing.sampling import LEAST_STEPS, NO_WHOLE_PASS, PassKeeper, sa
 from onnx_moe.routing.trace import DECODE, PREFILL
 from tests.routing.traces import random_trace
 
-LAYERS, EXPERTS, TOP_K = 48, 128, 8
+LAYERS, EXPERTS, TOP_K = 24, 64, 8
 
 
 def drawn(random: np.random.Generator, tokens: int, experts: int = EXPERTS, top_k: int = TOP_K) -> np.ndarray:
@@ -46,10 +46,10 @@ def test_one_long_prompt() -> None:
     sample = check(profile.sample, PREFILL, rows)
     np.testing.assert_array_equal(sample.experts[: rows * TOP_K], trace.experts[: rows * TOP_K])  # its first tokens
     cache = profile.document()["cache"]
-    assert (cache["layers"], cache["bank_experts"], cache["token_cycle_experts"]) == (48, 6144, 384)
+    assert (cache["layers"], cache["bank_experts"], cache["token_cycle_experts"]) == (24, 1536, 192)
     share = next(target["share"] for target in cache["targets"] if target["hit_rate"] == 0.9)
     assert 0.86 < share < 0.96
-    assert profile.notes == ("Caches are replayed on the first 781 tokens of the last prompt, which has more.",)
+    assert profile.notes == ("Caches are replayed on the first 1,562 tokens of the last prompt, which has more.",)
 
 
 def test_one_call_larger_than_the_sample() -> None:
@@ -66,7 +66,7 @@ def test_layers_that_are_recorded_one_after_the_other() -> None:
         profiler.record_routing(layer, drawn(random, 10_000))
     check(profiler.profile().sample, PREFILL, SAMPLE_IDS // (LAYERS * TOP_K))
     assert profiler.profile().notes == (
-        "Caches are replayed on the first 781 tokens of the last prompt, which has more.",
+        "Caches are replayed on the first 1,562 tokens of the last prompt, which has more.",
     )
     share = next(t["share"] for t in profiler.generate_report()["cache"]["targets"] if t["hit_rate"] == 0.9)
     assert share > 0.86
