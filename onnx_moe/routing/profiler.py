@@ -24,7 +24,7 @@ from onnx_moe.routing.experts import (
 )
 from onnx_moe.routing.profile import SAMPLE_IDS, ProfiledModel, RoutingProfile
 from onnx_moe.routing.recorded_arrays import expert_ids_of, weights_of
-from onnx_moe.routing.sampling import NO_WHOLE_PASS, PassKeeper, sample_of
+from onnx_moe.routing.sampling import PassKeeper, sample_of
 from onnx_moe.routing.simulation import simulate_routing
 from onnx_moe.routing.sketch import RoutingSketch
 from onnx_moe.routing.trace import DECODE, PREFILL, Call, RoutingTrace, check_sizes, phase_number
@@ -120,14 +120,13 @@ class MoERoutingProfiler:
         with self._lock:
             if self._profile is None:
                 sample = self._kept.sample(self.num_experts, self._model.layer_names)
-                lacks = sample is None and self._kept.expert_ids > 0 and self._kept.has_calls
                 self._profile = RoutingProfile(
                     self._model,
                     self._sketch.counts(),
                     sample,
                     source="record_routing",
                     thresholds=self._thresholds,
-                    notes=(NO_WHOLE_PASS,) if lacks else (),
+                    notes=self._kept.notes(sample),
                 )
             return self._profile
 

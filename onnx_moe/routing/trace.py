@@ -121,13 +121,8 @@ class RoutingTrace:
 
     @property
     def passes_of_calls(self) -> NDArray[np.int64]:
-        """The pass of each call [V], numbered from 0: a run of calls of rising layers with the same request, phase and
-        number of tokens, which is what one execution of a model makes.
-        """
-        new = np.ones(self.num_calls, bool)
-        same = [column[1:] == column[:-1] for column in (self.requests, self.phases, self.tokens_of_calls)]
-        new[1:] = ~((self.layers[1:] > self.layers[:-1]) & np.logical_and.reduce(same))
-        return np.cumsum(new) - 1
+        """The pass of each call [V]: see `pass_numbers`."""
+        return pass_numbers(self.layers, self.requests, self.phases, self.tokens_of_calls)
 
     def calls(self) -> Iterator[Call]:
         """The calls one by one; their arrays are views."""
@@ -213,6 +208,18 @@ class RoutingTrace:
             if len(weights) == len(calls)
             else None,
         )
+
+
+def pass_numbers(
+    layers: Ints, requests: Ints, phases: NDArray[np.uint8], sizes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The pass of each call [V], numbered from 0: a run of calls of rising layers with the same request, phase and
+    size, which is what one execution of a model makes.
+    """
+    new = np.ones(len(layers), bool)
+    same = [column[1:] == column[:-1] for column in (requests, phases, sizes)]
+    new[1:] = ~((layers[1:] > layers[:-1]) & np.logical_and.reduce(same))
+    return np.cumsum(new) - 1
 
 
 def as_int32(name: str, values: Any) -> Ints:

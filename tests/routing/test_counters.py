@@ -115,3 +115,17 @@ def test_sessions_without_options_record_nothing(tmp_path: Path) -> None:
     made = onnx_moe.InferenceSession(routers(), onnxruntime.SessionOptions())
     with pytest.raises(InvalidInputError, match="does not record routing"), record(made):
         pass
+
+
+def test_a_counter_file_has_every_use(tmp_path: Path) -> None:
+    """Uses a token, as they settle where each call fades those before by 0.95; expert 0 of each layer stands for it."""
+    profiler = MoERoutingProfiler(5, 2, top_k=2)
+    profiler.record_routing(0, [[1, 3], [1, 4], [3, 1], [1, 2]])
+    profiler.record_routing(1, [[0, 3]])
+    write_counter_file(profiler.counts, tmp_path / "counters.txt")
+    header, *lines = (tmp_path / "counters.txt").read_text().splitlines()
+    assert header == "moe_expert_state 1"
+    found = {(int(layer), int(expert)): float(value) for _, layer, _, expert, value in map(str.split, lines)}
+    assert {line.split()[0] + line.split()[2] for line in lines} == {'"main"MoEBlockFP4'}
+    expected = {(0, 0): 0.0, (0, 1): 20.0, (0, 2): 5.0, (0, 3): 10.0, (0, 4): 5.0, (1, 0): 20.0, (1, 3): 20.0}
+    assert found == pytest.approx(expected)

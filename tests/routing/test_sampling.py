@@ -13,7 +13,7 @@ from onnx_moe.routing.sampling import LEAST_STEPS, NO_WHOLE_PASS, PassKeeper, sa
 from onnx_moe.routing.trace import DECODE, PREFILL
 from tests.routing.traces import random_trace
 
-LAYERS, EXPERTS, TOP_K = 48, 128, 8
+LAYERS, EXPERTS, TOP_K = 24, 64, 8
 
 
 def drawn(random: np.random.Generator, tokens: int, experts: int = EXPERTS, top_k: int = TOP_K) -> np.ndarray:
@@ -46,10 +46,10 @@ def test_one_long_prompt() -> None:
     sample = check(profile.sample, PREFILL, rows)
     np.testing.assert_array_equal(sample.experts[: rows * TOP_K], trace.experts[: rows * TOP_K])  # its first tokens
     cache = profile.document()["cache"]
-    assert (cache["layers"], cache["bank_experts"], cache["token_cycle_experts"]) == (48, 6144, 384)
+    assert (cache["layers"], cache["bank_experts"], cache["token_cycle_experts"]) == (24, 1536, 192)
     share = next(target["share"] for target in cache["targets"] if target["hit_rate"] == 0.9)
     assert 0.86 < share < 0.96
-    assert profile.notes == ("Caches are replayed on the first 781 tokens of the last prompt, which has more.",)
+    assert profile.notes == ("Caches are replayed on the first 1,562 tokens of the last prompt, which has more.",)
 
 
 def test_one_call_larger_than_the_sample() -> None:
@@ -65,6 +65,9 @@ def test_layers_that_are_recorded_one_after_the_other() -> None:
     for layer in range(LAYERS):
         profiler.record_routing(layer, drawn(random, 10_000))
     check(profiler.profile().sample, PREFILL, SAMPLE_IDS // (LAYERS * TOP_K))
+    assert profiler.profile().notes == (
+        "Caches are replayed on the first 1,562 tokens of the last prompt, which has more.",
+    )
     share = next(t["share"] for t in profiler.generate_report()["cache"]["targets"] if t["hit_rate"] == 0.9)
     assert share > 0.86
 
@@ -88,6 +91,12 @@ def test_large_batches_are_cut_by_rows() -> None:
     assert check(profile.sample, DECODE, rows).num_calls == LEAST_STEPS * 12
     assert profile.notes == ("Caches are replayed on 195 of up to 1,200 sequences that were decoded together.",)
     assert profile.document()["cache"]["step_tokens"] == rows
+
+
+def test_short_prompts_after_a_long_one_are_whole() -> None:
+    profile = profile_trace(uniform([(PREFILL, 3000), (PREFILL, 20), (PREFILL, 20)]))
+    assert check(profile.sample, PREFILL, 20).num_calls == 2 * LAYERS
+    assert profile.notes == ()
 
 
 def test_no_whole_pass(caplog: pytest.LogCaptureFixture) -> None:

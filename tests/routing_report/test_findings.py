@@ -13,7 +13,7 @@ SENTENCES = {
         "With 6.00 MB (25 % of the experts) in memory, decayed LFU 50 % and LRU 30 % of lookups hit, against "
         "70 % for a cache that knew the future. Less than 7.00 MB (29 % of the experts), what one token uses "
         "in all layers and a slot to read into, is refused by the plugin. Of more, a sixteenth, at most eight "
-        "slots, is for experts that pass the cache by: the hit rates know."
+        "slots, is for experts that pass the cache by, as it is here."
     ),
     "experts": (
         "The busiest is expert 0 of layer 0, with 50 % of its layer’s selections, 4.0 times an even share. 1 "

@@ -32,7 +32,7 @@ def cache(document: Document) -> str:
     return (
         f"With {memory(document, capacity)} in memory, {online} of lookups hit{bound}. "
         f"Less than {least}, what one token uses in all layers and a slot to read into, is refused by the plugin. Of "
-        "more, a sixteenth, at most eight slots, is for experts that pass the cache by: the hit rates know."
+        "more, a sixteenth, at most eight slots, is for experts that pass the cache by, as it is here."
     )
 
 
