@@ -1,5 +1,5 @@
-// Keeps weights mapped for the GPU between calls: without, the first command buffer after some idle time waits for all of
-// them. One residency set for the device, since a queue holds at most 32 and a model has more layers than that.
+// Keeps weights mapped for the GPU between calls: without, the first command buffer after some idle time waits for all
+// of them. One residency set for the device, since a queue holds at most 32 and a model has more layers than that.
 #pragma once
 
 #include <mutex>

@@ -43,8 +43,7 @@ Placement::Placement(const ort::KernelInfo& info, const OperatorDefinition& defi
   if (!accelerator_) log_->warn_once("onnx_moe runs on the CPU: " + search.reason);
 }
 
-void Placement::settle(const ort::KernelInfo& info, const OperatorDefinition& definition,
-                       const std::string& obstacle) {
+void Placement::settle(const ort::KernelInfo& info, const OperatorDefinition& definition, const std::string& obstacle) {
   if (!obstacle.empty()) return stay_on_cpu(obstacle, obstacle);
   const std::string& distrust = accelerator_->distrust(activation_type(info));
   require(distrust.empty() || !is_required_, "session entry onnx_moe.device is 'metal', but ", distrust,

@@ -17,15 +17,16 @@ class Placement {
   Placement() = default;
   // `obstacle(accelerator)`: why the accelerator cannot compute this node, or empty; not asked where the entry is cpu.
   // Throws an Error when the entry is unknown, or asks for a device that is not there, fails its self-test or does not
-  // take the weights. The session's log says, with the reason, when the CPU computes what the entry leaves to the device.
+  // take the weights. The session's log says, with the reason, when the CPU computes what the entry leaves to the
+  // device.
   template <typename Obstacle>
   Placement(const ort::KernelInfo& info, const OperatorDefinition& definition, Obstacle&& obstacle)
       : Placement(info, definition) {
     if (accelerator_) settle(info, definition, obstacle(*accelerator_));
   }
 
-  // The accelerator when a call of so many multiply-adds is to run there; null: the CPU kernels. `obstacle(accelerator)`:
-  // why this call cannot, as far as only a call can tell, or empty.
+  // The accelerator when a call of so many multiply-adds is to run there; null: the CPU kernels.
+  // `obstacle(accelerator)`: why this call cannot, as far as only a call can tell, or empty.
   template <typename Obstacle>
   Accelerator* accelerator(int64_t multiply_adds, Obstacle&& obstacle) const {
     if (!accelerator_ || multiply_adds < worth_from_) return nullptr;

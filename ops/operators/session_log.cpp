@@ -8,7 +8,8 @@ std::shared_ptr<SessionLog> SessionLog::of(const ort::Logger& logger) {
   static std::mutex mutex;
   static std::map<const void*, std::weak_ptr<SessionLog>> logs;  // their sessions' kernels own them
   const std::lock_guard<std::mutex> lock(mutex);
-  for (auto each = logs.begin(); each != logs.end();) each = each->second.expired() ? logs.erase(each) : std::next(each);
+  for (auto each = logs.begin(); each != logs.end();)
+    each = each->second.expired() ? logs.erase(each) : std::next(each);
   std::shared_ptr<SessionLog> log = logs[logger.session()].lock();
   if (!log) {
     log = std::make_shared<SessionLog>(logger);

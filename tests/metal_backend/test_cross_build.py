@@ -12,11 +12,11 @@ import pytest
 
 from tools.check_metal_api import used_enumerations
 from tools.cross_macos import macho, wheel
-from tools.cross_macos.__main__ import EXPORTS, MACOS, NEEDS, TAG, TOLERATED
+from tools.cross_macos.__main__ import EXPORTS, MACOS, NEEDS, STRONG, TAG, TOLERATED
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "build" / "cross_macos" / "installed" / "onnx_moe" / "lib" / "libonnx_moe.dylib"
-RULES = {"needs": NEEDS, "exports": EXPORTS, "minimum_os": MACOS, "tolerated": TOLERATED}
+RULES = {"needs": NEEDS, "exports": EXPORTS, "minimum_os": MACOS, "tolerated": TOLERATED, "strong": STRONG}
 
 
 @pytest.fixture
@@ -43,6 +43,21 @@ def test_other_rules_are_broken(library: macho.MachO) -> None:
     assert "it does not load Vision.framework" in problems
     assert "it exports _onnx_moe_router" in problems
     assert "its minimum macOS is (14, 0), not (13, 0)" in problems
+
+
+def test_a_constant_that_is_not_bound_weakly_is_found(library: macho.MachO) -> None:
+    """As where a header declares it without weak_import: macOS 14 would not load the library."""
+    name = next(name for name, weak in library.imports().items() if weak and name.startswith("_MTL"))
+    weak = b"\x41" + name.encode() + b"\0"
+    assert weak in library.data
+    strong = replace(library, data=library.data.replace(weak, b"\x40" + weak[1:]))
+    assert f"it does not load where {name} is not: bind it weakly" in macho.check(strong, **RULES)
+
+
+def test_bind_programs_are_read() -> None:
+    program = b"\x11\x40_one\0\x51\x72\x80\x01\x90\x41_two\0\xc0\x03\x88\x01\x40_three\0\x90\0"
+    library = macho.MachO(program, binds=[(0, len(program))])
+    assert library.imports() == {"_one": False, "_two": True, "_three": False}
 
 
 def test_the_wheel_holds_the_library_and_its_metadata(library: macho.MachO) -> None:

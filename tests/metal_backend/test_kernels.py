@@ -23,7 +23,9 @@ pytestmark = needs_compiler
 SIMULATED_GEMM_CASES = [
     c for c in GEMM_CASES if c.weight_layout == "rows" and np.prod(c.tokens) * c.slots * c.rows * c.columns < 2e6
 ][::3]
-SPECIAL_GEMM_CASES = [c for c in GEMM_CASES if c.weight_layout == "rows" and c.weights != "random" and c.rows < 100]
+SPECIAL_GEMM_CASES = [
+    c for c in GEMM_CASES if c.weights != "random" and c.weight_layout == "rows" and c.accuracy_level == 0
+]
 SIMULATED_ROUTER_CASES = [c for c in ROUTER_CASES if c.top_k <= 32 and np.prod(c.tokens) < 100][::3]
 
 RACED_GEMM = GemmCase(tokens=(20,), rows=68, blocks=2, gated=True, activation="silu", num_experts=3, combine=True)

@@ -13,7 +13,7 @@ import pytest
 
 from metal.simulator.device import SimulatedDevice
 from metal.simulator.operators import Launch
-from tools.metal_on_cuda import bandwidth, values
+from tools.metal_on_cuda import values
 from tools.metal_on_cuda.device import KeepingDevice, build
 from tools.metal_on_cuda.models import SMALL, Model
 
@@ -22,28 +22,19 @@ from .simulation import needs_compiler
 pytestmark = needs_compiler
 
 
-KERNELS = {
-    "router",
-    "count_assignments",
-    "plan_tiles",
-    "scatter_assignments",
-    "expert_decode",
-    "expert_decode_combined",
-    "expert_few",
-    "expert_grouped",
-    "combine",
-}
+#: Those with more than loads and sums; all of them take minutes: python -m tools.metal_on_cuda build.
+KERNELS = {"router", "plan_tiles", "expert_few", "expert_grouped"}
 
 
 @dataclass
 class FirstLaunches:
-    """Hands on a kernel's first launch only."""
+    """Hands on the first launch of each of KERNELS."""
 
     device: KeepingDevice
     seen: set[str] = field(default_factory=set)
 
     def run(self, launch: Launch) -> None:
-        if launch.kernel not in self.seen:
+        if launch.kernel in KERNELS - self.seen:
             self.seen.add(launch.kernel)
             self.device.run(launch)
 
@@ -69,14 +60,9 @@ def test_a_wrong_value_is_found(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="kernels are compiled for NVIDIA cards by nvcc")
-def test_every_kernel_compiles_for_a_card(tmp_path: Path) -> None:
-    """The first launch of each: twenty seconds."""
-
+def test_kernels_compile_for_a_card(tmp_path: Path) -> None:
     def calls(device: KeepingDevice) -> None:
-        first = FirstLaunches(device)
-        values.check(first, SMALL[:1], (8, 1), values.Report(say=lambda line: None))
-        bandwidth.compile_for(first)
+        values.check(FirstLaunches(device), SMALL[:1], (8,), values.Report(say=lambda line: None))
 
     build(tmp_path, calls)
-    compiled = {path.name.split("_half_")[0].split("_float_")[0] for path in tmp_path.glob("*.cubin")}
-    assert compiled >= KERNELS
+    assert {kernel for kernel in KERNELS if list(tmp_path.glob(f"{kernel}_*.cubin"))} == KERNELS

@@ -72,9 +72,9 @@ class MachO:
                 names.append(_text(self.data, strings + name))
         return sorted(set(names))
 
-    def weak_imports(self) -> list[str]:
-        """Names that are bound to null where the system lacks them: what newer systems alone have."""
-        return sorted({name for offset, size in self.binds for name in _weak_names(self.data[offset : offset + size])})
+    def imports(self) -> dict[str, bool]:
+        """Names that a library takes from others, and whether weakly: bound to null where the system lacks them."""
+        return dict(name for offset, size in self.binds for name in _bound_names(self.data[offset : offset + size]))
 
     def exports(self) -> list[str]:
         """Names that a library offers, from its trie."""
@@ -142,12 +142,13 @@ def check(
     exports: tuple[str, ...],
     minimum_os: tuple[int, int],
     tolerated: tuple[str, ...] = (),
-    weak: tuple[str, ...] = (),
+    strong: tuple[str, ...] = (),
 ) -> list[str]:
     """What is wrong with a library: each entry one sentence; none when dyld would take it.
 
     needs: parts of the names of dylibs that it must load; exports: what the names that it offers must begin with, or
-    with what is tolerated. weak: what the names begin with that a system may lack; all others are in the oldest.
+    with what is tolerated. strong: of the names that it takes from Apple's frameworks, those that every system has, so
+    that they need not be bound weakly; with another one, an older system would not load it.
     """
     return [
         *_check_commands(macho, needs, minimum_os),
@@ -155,8 +156,7 @@ def check(
         *_check_tables(macho),
         *(f"it exports {name}" for name in macho.exports() if not name.startswith((*exports, *tolerated))),
         *(f"it does not export {name}…" for name in exports if not any(e.startswith(name) for e in macho.exports())),
-        *(f"it needs {name} only weakly" for name in macho.weak_imports() if not name.startswith(weak)),
-        *(f"it needs {name}… for certain" for name in weak if not any(map(_begins(name), macho.weak_imports()))),
+        *_check_imports(macho, strong),
         *_check_signature(macho),
     ]
 
@@ -215,6 +215,15 @@ def _check_tables(macho: MachO) -> Iterator[str]:
             yield f"{name} and {next_name} overlap"
 
 
+def _check_imports(macho: MachO, strong: tuple[str, ...]) -> Iterator[str]:
+    imports = macho.imports()
+    if not imports:
+        yield "no program binds what it takes from others"
+    for name, weak in imports.items():
+        if name.startswith(("_MTL", "_NS")) and not weak and name not in strong:
+            yield f"it does not load where {name} is not: bind it weakly"
+
+
 def _check_signature(macho: MachO) -> Iterator[str]:
     """The code directory's hash of every page, as the kernel computes them when it maps the file."""
     if macho.signature is None:
@@ -262,7 +271,7 @@ _BIND_SYMBOL, _BIND_WEAK = 0x40, 0x01
 _BIND_NUMBERS = {0x20: 1, 0x60: 1, 0x70: 1, 0x80: 1, 0xA0: 1, 0xC0: 2}
 
 
-def _weak_names(program: bytes) -> Iterator[str]:
+def _bound_names(program: bytes) -> Iterator[tuple[str, bool]]:
     at = 0
     while at < len(program):
         opcode, immediate = program[at] & 0xF0, program[at] & 0x0F
@@ -270,8 +279,7 @@ def _weak_names(program: bytes) -> Iterator[str]:
         if opcode == _BIND_SYMBOL:
             name = _text(program, at)
             at += len(name) + 1
-            if immediate & _BIND_WEAK:
-                yield name
+            yield name, bool(immediate & _BIND_WEAK)
         for _ in range(_BIND_NUMBERS.get(opcode, 0)):
             _, at = _number(program, at)
 

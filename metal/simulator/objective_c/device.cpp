@@ -1,6 +1,7 @@
 // A Metal device of fibers, for tests of the host runtime: it holds its caller to Metal's rules and reports a kernel's
 // misuse as the command buffer's error. What it pretends to be is in the environment: ONNX_MOE_SIMULATOR_NO_DEVICE,
-// _MACOS (15), _GPU_FAMILY (1007, which is Apple7), _SIMD_WIDTH (32), _WORKING_SET, _MOST_BUFFER_BYTES, _NO_WRAPS, _NO_RESIDENCY.
+// _MACOS (15), _GPU_FAMILY (1007, which is Apple7), _SIMD_WIDTH (32), _WORKING_SET, _MOST_BUFFER_BYTES, _NO_WRAPS,
+// _NO_RESIDENCY.
 #include <atomic>
 #include <cstdlib>
 
@@ -30,8 +31,9 @@ void define_foundation_classes() {
   method("NSProcessInfo", "operatingSystemVersionString", +[](Object*) { return make_string("simulated"); });
   // By value: Objective-C passes a structure of this size in memory.
   method(
-      "NSProcessInfo",
-      "isOperatingSystemAtLeastVersion:", +[](Object*, SEL, Version version) { return setting("MACOS", 15) >= version.major; });
+      "NSProcessInfo", "isOperatingSystemAtLeastVersion:", +[](Object*, SEL, Version version) {
+        return setting("MACOS", 15) >= version.major;
+      });
 }
 
 }  // namespace

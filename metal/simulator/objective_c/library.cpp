@@ -102,9 +102,7 @@ void define_library_classes() {
   method("Device", "newComputePipelineStateWithFunction:error:", new_pipeline);
   method("Library", "newFunctionWithName:constantValues:error:", new_function);
   method("Pipeline", "maxTotalThreadsPerThreadgroup", +[](Object*) -> uint64_t { return kMostThreads; });
-  method(
-      "Pipeline",
-      "threadExecutionWidth", +[](Object*) { return static_cast<uint64_t>(setting("SIMD_WIDTH", 32)); });
+  method("Pipeline", "threadExecutionWidth", +[](Object*) { return static_cast<uint64_t>(setting("SIMD_WIDTH", 32)); });
 }
 
 }  // namespace fake

@@ -85,13 +85,11 @@ void define_memory_classes() {
   method("ResidencySet", "requestResidency", request_residency);
   method("Queue", "addResidencySet:", add_residency_set);
   method(
-      "Device", "recommendedMaxWorkingSetSize", +[](Object*) {
-        return static_cast<uint64_t>(setting("WORKING_SET", INT64_MAX));
-      });
+      "Device", "recommendedMaxWorkingSetSize",
+      +[](Object*) { return static_cast<uint64_t>(setting("WORKING_SET", INT64_MAX)); });
   method(
-      "Device", "maxBufferLength", +[](Object*) {
-        return static_cast<uint64_t>(setting("MOST_BUFFER_BYTES", INT64_MAX));
-      });
+      "Device", "maxBufferLength",
+      +[](Object*) { return static_cast<uint64_t>(setting("MOST_BUFFER_BYTES", INT64_MAX)); });
 }
 
 }  // namespace fake
