@@ -1,149 +1,173 @@
-"""What FP4 costs a trained model, by quantiser: perplexity and output error on held-out text: python -m bench.accuracy.
+"""What FP4 costs: weights, text, layers, and the speed of quantising, in tables and pictures: python -m bench.accuracy.
 
-The held-out text of the trained model that ships is split by documents: every other one is for calibration, and what is
-measured is measured on the rest.
+The text that is predicted (bench/text/fresh.txt) is of packages that are not in the model's training text, and the
+quantiser was finished before anything was measured on it. The calibration text is the model's held-out text.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
-import torch
 import typer
+from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
-from bench.quantise_peers import Quantiser, installed_peers
-from onnx_moe.accuracy.experts import Experts
-from onnx_moe.accuracy.measure import spread_windows
-from onnx_moe.accuracy.reference import ReferenceModel, activation_of, original_matrices
-from onnx_moe.accuracy.report import Interval
-from onnx_moe.export import with_fp4_weights
-from onnx_moe.export.experts import decoded_values, routed_and_shared
-from onnx_moe.export.patching import replace_data
+import onnx_moe
+from bench.accuracy_charts import draw_costs, draw_weights, save
+from bench.accuracy_text import WINDOW, measure_costs
+from bench.page import processor, table, write_measured
+from bench.quantise import measured_quantisers, speeds, squared_errors
+from bench.quantise_peers import installed_versions
+from onnx_moe.accuracy import AccuracyReport, Measurement, check, measure
+from onnx_moe.accuracy.html import plot_layers, plot_weights
+from onnx_moe.accuracy.reference import ReferenceModel
 
-_FOLDER = Path(__file__).resolve().parents[1] / "onnx_moe" / "data" / "tiny-glm"
-_WINDOW = 512
-#: What the other ways are compared with: the rule of the OCP MX specification, and what is usual for nvfp4.
-_BASELINE = {"mxfp4": "round to nearest, floor", "nvfp4": "round to nearest, even"}
+_ROOT = Path(__file__).resolve().parents[1]
+_MODEL = _ROOT / "onnx_moe" / "data" / "tiny-glm"
 
 
-def split_text() -> tuple[str, str]:
-    """Held-out text to calibrate on, and to measure on."""
-    documents = (_FOLDER / "heldout.txt").read_text(encoding="utf-8").split("<|endoftext|>")
-    documents = [document for document in documents if document.strip()]
-    return "<|endoftext|>".join(documents[0::2]), "<|endoftext|>".join(documents[1::2])
+#: What a part of the page says, and its pictures by name.
+Section = tuple[str, dict[str, Callable[[Figure], None]]]
 
 
-class Bench:
-    """The trained model, the windows that it predicts, and its losses with the original weights."""
-
-    def __init__(self, text: str) -> None:
-        self.reference = ReferenceModel(_FOLDER, fold_shared_experts=True)
-        tokens = np.array(self.reference.tokenizer(text)["input_ids"], np.int64)
-        self.windows = spread_windows(tokens, _WINDOW, len(tokens) // _WINDOW)
-        _, self._runs = self.reference.run(self.windows[:: max(1, len(self.windows) // 4)])
-        self.original = self.losses()
-
-    def losses(self) -> list[float]:
-        """Mean negative log likelihood of each window, with the weights as they are now."""
-        losses = []
-        with torch.inference_mode():
-            for row in torch.from_numpy(self.windows):
-                scores = self.reference.module(input_ids=row[None], use_cache=False).logits[0, :-1].double()
-                losses.append(float(torch.nn.functional.cross_entropy(scores, row[1:])))
-        return losses
-
-    def output_error(self) -> float:
-        """Relative error of all layers' outputs together, on the inputs and the routing of the original model."""
-        squares = np.zeros(2)
-        for layer, run in zip(self.reference.layers, self._runs, strict=True):
-            experts = Experts(*original_matrices(layer), activation_of(layer))
-            ids = np.concatenate([run.ids, np.full((len(run.ids), 1), layer.experts.num_experts)], axis=1)
-            weights = np.concatenate([run.weights, np.ones((len(run.ids), 1), np.float32)], axis=1)
-            y = experts.evaluate(replace(run, ids=ids, weights=weights))
-            squares += np.square(y - run.y).sum(), np.square(run.y.astype(np.float64)).sum()
-        return float(np.sqrt(squares[0] / squares[1]))
-
-    def with_peer(self, quantiser: Quantiser) -> AbstractContextManager[None]:
-        """The model with every expert as `quantiser` leaves it."""
-        values: dict[torch.Tensor, torch.Tensor] = {}
-        for layer in self.reference.layers:
-            decoded = [
-                [np.stack([quantiser.run(matrix.float()).numpy() for matrix in part]) for part in parts]
-                for parts in routed_and_shared(layer)
-            ]
-            values.update(decoded_values(layer, decoded))
-        return replace_data(values)
-
-
-def ways(bench: Bench, calibration: Path, console: Console) -> list[tuple[str, str, Callable[[], Any]]]:
-    """(format, name, context in which the model has the weights) of everything that is compared."""
-    found: list[tuple[str, str, Callable[[], Any]]] = []
-    for format, rule in (("mxfp4", "floor"), ("nvfp4", "even")):
-        for name, options in (
-            (_BASELINE[format], {"scale": rule}),
-            ("onnx-moe", {}),
-            ("onnx-moe, calibrated", {"calibrate": calibration}),
-        ):
-            found.append(
-                (
-                    format,
-                    name,
-                    lambda f=format, o=options: with_fp4_weights(bench.reference.module, None, format=f, **o),
-                )
+def main(
+    parts: Annotated[str, typer.Option(help="all, or some of weights, speed, mxfp4, nvfp4, layers.")] = "all",
+    text: Annotated[Path, typer.Option(help="To predict.")] = _ROOT / "bench" / "text" / "fresh.txt",
+    calibration: Annotated[Path, typer.Option(help="To calibrate on.")] = _MODEL / "heldout.txt",
+    output: Annotated[
+        Path | None, typer.Option(help="Markdown file to write those parts of, and PNGs beside it.")
+    ] = None,
+) -> None:
+    """Measures quantisers, ours and others', and the trained model with their experts."""
+    console = Console(highlight=False)
+    known: dict[str, Callable[[], Section]] = {
+        "weights": lambda: _weights(console),
+        "speed": _speed,
+        "mxfp4": lambda: _text("mxfp4", text, calibration, console),
+        "nvfp4": lambda: _text("nvfp4", text, calibration, console),
+        "layers": lambda: _layers(text, calibration, console),
+    }
+    chosen = list(known) if parts == "all" else parts.split(",")
+    for name in chosen:
+        if name not in known:
+            raise typer.BadParameter(
+                f"{name!r} is unknown: use all, or some of {', '.join(known)}", param_hint="--parts"
             )
-    found += [(peer.format, peer.name, partial(bench.with_peer, peer)) for peer in installed_peers(console)]
-    return sorted(found, key=lambda way: way[0])
+    for name in chosen:
+        section, pictures = known[name]()
+        section = f"{section}\nMeasured on {date.today():%Y-%m-%d}: {processor()}, {os.cpu_count()} processors.\n\n"
+        console.print(section, markup=False)
+        if output is None:
+            continue
+        shown = "".join(f"![{title}]({_picture(output, title).name})\n\n" for title in pictures)
+        write_measured(output, section + shown, name)
+        for title, draw in pictures.items():
+            save(_picture(output, title), draw)
+        console.print(f"wrote {name} of {output}")
 
 
-def main(output: Annotated[Path | None, typer.Option(help="Write every figure there, as JSON.")] = None) -> None:
-    """Perplexity and output error of the trained model with each quantiser's experts."""
-    console = Console()
-    calibration_text, text = split_text()
-    with tempfile.TemporaryDirectory(prefix="onnx-moe-accuracy-") as folder:
-        calibration = Path(folder) / "calibration.txt"
-        calibration.write_text(calibration_text, encoding="utf-8")
-        bench = Bench(text)
-        console.print(f"original: perplexity {np.exp(np.mean(bench.original)):.4f} on {bench.windows.size} tokens")
-        rows: list[dict[str, Any]] = []
-        for format, name, context in ways(bench, calibration, console):
-            with context():
-                losses, error = bench.losses(), bench.output_error()
-            rows.append({"format": format, "name": name, "losses": losses, "output_error": error})
-            console.print(f"[dim]{format}, {name}: {np.exp(np.mean(losses)):.4f}[/]", highlight=False)
-    _show(console, bench.original, rows)
-    if output is not None:
-        output.write_text(json.dumps({"original": bench.original, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+def _picture(page: Path, title: str) -> Path:
+    return page.with_name(f"{page.stem}-{title.lower().replace(' ', '-')}.png")
 
 
-def _show(console: Console, original: list[float], rows: list[dict[str, Any]]) -> None:
-    table = Table(title=f"what FP4 costs, {len(original)} windows of {_WINDOW} tokens, 95 % intervals")
-    for heading in ("format", "quantiser", "perplexity", "increase", "of it removed", "output error"):
-        table.add_column(heading, justify="left" if heading in ("format", "quantiser") else "right")
-    losses = {(row["format"], row["name"]): np.array(row["losses"]) for row in rows}
-    for row in rows:
-        own, baseline = losses[row["format"], row["name"]], losses[row["format"], _BASELINE[row["format"]]]
-        increase, gain = Interval.of(list(own - original)), Interval.of(list(baseline - own))
-        cost = np.mean(baseline - original) / 100
-        low, high = 100 * np.expm1(increase.low), 100 * np.expm1(increase.high)
-        table.add_row(
-            row["format"],
-            row["name"],
-            f"{np.exp(own.mean()):.4f}",
-            f"{100 * np.expm1(increase.mean):.2f} % ({low:.2f} to {high:.2f})",
-            f"{gain.mean / cost:.0f} % ({gain.low / cost:.0f} to {gain.high / cost:.0f})",
-            f"{row['output_error']:.4f}",
+def _weights(console: Console) -> Section:
+    errors = squared_errors(measured_quantisers(console))
+    rows = [
+        [name, *(f"{1000 * by_name[name]:.2f}" for by_name in errors.values())] for name in next(iter(errors.values()))
+    ]
+    text = (
+        "### Weights\n\nSquared error in thousandths of the weights' squares. Others cast weights as by default:\n"
+        f"{installed_versions()}. Random weights are 1536 × 2048, outliers 0.2 % of them times 30,\n"
+        f"the trained experts those of the model that ships.\n\n{table(('', *errors), rows)}"
+    )
+    return text, {"weights": partial(draw_weights, errors=errors)}
+
+
+def _speed() -> Section:
+    by_name = speeds()
+    formats = list(dict.fromkeys(name.partition(", ")[0] for name in by_name))
+    rules = list(dict.fromkeys(name.partition(", ")[2] for name in by_name))
+    rows = [[f"`{rule}`", *(f"{by_name[f'{format}, {rule}']:.2f}" for format in formats)] for rule in rules]
+    heading = "### Speed\n\nGB of bfloat16 weights a second, best of five on eight matrices of 1536 × 2048.\n\n"
+    return heading + table(("", *formats), rows), {}
+
+
+def _text(format: str, text: Path, calibration: Path, console: Console) -> Section:
+    costs = measure_costs(_MODEL, format, text, calibration, console)
+    rows = []
+    for cost in costs:
+        increase, removed = cost.increase, cost.removed
+        rows.append(
+            [
+                cost.name,
+                f"{cost.perplexity:.4f}",
+                f"{increase.mean:.2f} % ({increase.low:.2f} to {increase.high:.2f})",
+                f"{removed.mean:.0f} % ({removed.low:.0f} to {removed.high:.0f})",
+                f"{cost.output_error:.4f}",
+            ]
         )
-    console.print(table)
+    windows = len(costs[0].losses)
+    heading = (
+        f"### Perplexity in {format}\n\nOf the model that ships, on {windows * WINDOW:,} tokens in {windows} windows "
+        f"of `{text.name}`: {costs[0].original_perplexity:.4f} with the original weights.\nCalibrated on "
+        f"`{calibration.name}`. In brackets: 95 % intervals over windows. Output error: of all layers together,\n"
+        "relative, on the original inputs.\n\n"
+    )
+    headings = ("", "perplexity", "increase", "of round to nearest's increase removed", "output error")
+    return heading + table(headings, rows), {f"perplexity {format}": partial(draw_costs, costs=costs)}
+
+
+def _layers(text: Path, calibration: Path, console: Console) -> Section:
+    reports = _reports(text, calibration, console)
+    plain = reports["mxfp4"]
+    rows = [
+        [
+            str(number),
+            workload.name,
+            f"{layer.relative_error:.3f}",
+            f"{layer.fp4_error:.3f}",
+            f"{layer.arithmetic_error:.0e}",
+            f"{100 * layer.routing_overlap:.1f} %",
+            f"{layer.stream_mse:.4f}",
+        ]
+        for workload in plain.workloads
+        for number, layer in enumerate(workload.layers, 1)
+    ]
+    headings = ("layer", "workload", "error", "FP4 alone", "arithmetic", "routing overlap", "hidden states")
+    seed = [
+        [name, *(f"{max(layer.hidden_mse for layer in workload.layers):.4f}" for workload in report.workloads)]
+        for name, report in reports.items()
+    ]
+    page = (
+        f'### Layers of the trained model in mxfp4\n\n`onnx-moe accuracy` on `{text.name}`. "FP4 alone" is a layer\'s '
+        f"error on the inputs of its own run.\n\n{table(headings, rows)}\n{plain.golden.agreeing} of "
+        f"{plain.golden.tokens} golden tokens are predicted; where one is not, the reference's lead is "
+        f"{max(plain.golden.wrong_margins, default=0):.1f} logits at most.\n\n"
+        "Mean squared error of the hidden states, behind the layer where it is largest; the seed asks for less than "
+        f"0.01:\n\n{table(('', *(workload.name for workload in plain.workloads)), seed)}"
+    )
+    return page, {"layers": partial(plot_layers, report=plain), "experts": partial(plot_weights, report=plain)}
+
+
+def _reports(text: Path, calibration: Path, console: Console) -> dict[str, AccuracyReport]:
+    """`onnx-moe accuracy` on the trained model, in both formats, without and with calibration."""
+    reference = ReferenceModel(_MODEL, fold_shared_experts=True)
+    reports = {}
+    for format in ("mxfp4", "nvfp4"):
+        for name, options in ((format, {}), (f"{format}, calibrated", {"calibrate": calibration})):
+            with tempfile.TemporaryDirectory(prefix="onnx-moe-accuracy-") as folder:
+                path = Path(folder) / "tiny-glm.onnx"
+                onnx_moe.export(reference.module, None, path, format=format, **options)
+                reports[name] = measure(path, reference, Measurement(text))
+            broken = [str(finding) for finding in check(reports[name]) if not finding.good]
+            console.print(f"[dim]{name}: {'; '.join(broken) or 'every check is kept to'}[/]")
+    return reports
 
 
 if __name__ == "__main__":

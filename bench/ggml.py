@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.compiling import compile_library
 from bench.implementations import Implementation, Unsupported
@@ -38,11 +40,12 @@ def ggml(shape: Shape, path: Path, threads: int) -> Implementation:
     sizes = (shape.num_experts, shape.top_k, shape.hidden_size, shape.intermediate_size)
     block = library.bench_ggml_make(*sizes, threads)
 
-    def run(call: Call) -> object:
+    def feed(call: Call) -> tuple[NDArray[Any], ...]:
         weights = np.full(call.expert_ids.shape, 1 / shape.top_k, np.float32)
-        y = np.empty_like(call.x)
-        arrays = (call.x, call.expert_ids, weights, y)
-        library.bench_ggml_run(block, len(call.x), *(array.ctypes.data for array in arrays))
-        return y
+        return call.x, call.expert_ids, weights, np.empty_like(call.x)
 
-    return Implementation("ggml mxfp4", run, shape.weights_per_expert * _BITS / 8)
+    def run(arrays: tuple[NDArray[Any], ...]) -> object:
+        library.bench_ggml_run(block, len(arrays[0]), *(array.ctypes.data for array in arrays))
+        return arrays[-1]
+
+    return Implementation("ggml mxfp4", feed, run, shape.weights_per_expert * _BITS / 8)

@@ -6,6 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,9 @@ def write_glm_flash(folder: Path, layers: int) -> int:
             shards.append([])
         shards[-1].append(tensor)
     names = [f"model-{index + 1:05}-of-{len(shards):05}.safetensors" for index in range(len(shards))]
-    for name, shard in track(list(zip(names, shards, strict=True)), description="writing a checkpoint"):
-        _write_shard(folder / name, shard)
+    with ThreadPoolExecutor() as pool:  # making the numbers takes longer than writing them
+        written = pool.map(_write_shard, [folder / name for name in names], shards)
+        list(track(written, description="writing a checkpoint", total=len(names)))
     total = sum(tensor.nbytes for shard in shards for tensor in shard)
     weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,14 @@ from onnx_moe.formats import get_format
 from onnx_moe.layout import CODE_BYTES, SCALES, interleave
 from onnx_moe.quantization import QuantizedWeights
 
-Run = Callable[[Call], object]
-
 
 @dataclass(frozen=True)
 class Implementation:
-    """A name for the table, what runs a call, and the bytes that an expert takes."""
+    """A name for the table, how a call becomes its inputs (not timed), what runs them, and the bytes of an expert."""
 
     name: str
-    run: Run
+    feed: Callable[[Call], Any]
+    run: Callable[[Any], object]
     expert_bytes: float
 
 
@@ -106,9 +106,9 @@ def plugin(
     options.add_session_config_entry("onnx_moe.device", kind.device)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def run(call: Call) -> object:
-        feed = {"x": call.x, "ids": call.expert_ids, "weights": _equal_weights(call, shape)}
-        return session.run(None, {name: feed[name] for name in tensors})
+    def feed(call: Call) -> dict[str, NDArray[Any]]:
+        arrays = {"x": call.x, "ids": call.expert_ids, "weights": _equal_weights(call, shape)}
+        return {name: arrays[name] for name in tensors}
 
     nbytes = (gate_up.nbytes + down.nbytes) / shape.num_experts
     name = format if kind.layout == "rows" else f"{format} {kind.layout}"
@@ -116,7 +116,7 @@ def plugin(
         name += " fused"
     if kind.device != "cpu":
         name += f" on {kind.device}"
-    return Implementation(f"{name}, level {kind.level}", run, nbytes)
+    return Implementation(f"{name}, level {kind.level}", feed, partial(session.run, None), nbytes)
 
 
 def _projection_nodes(common: Mapping[str, Any]) -> list[onnx.NodeProto]:
@@ -155,7 +155,7 @@ def qmoe_fp4(
     folder.mkdir(exist_ok=True)
     session = qmoe_session(gate_up, down, shape.top_k, folder, session_options(threads))
     nbytes = (gate_up.nbytes + down.nbytes) / shape.num_experts
-    return Implementation(f"QMoE {gate_up.format}", lambda call: session.run(None, _qmoe_feed(call, shape)), nbytes)
+    return Implementation(f"QMoE {gate_up.format}", partial(_qmoe_feed, shape), partial(session.run, None), nbytes)
 
 
 def qmoe_int4(shape: Shape, block: int, level: int, threads: int, folder: Path) -> Implementation:
@@ -197,7 +197,7 @@ def qmoe_int4(shape: Shape, block: int, level: int, threads: int, folder: Path) 
     session = onnxruntime.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
     nbytes = sum(array.nbytes for _, array in constants.values()) / shape.num_experts
     name = f"QMoE int4/{block}, level {level}"
-    return Implementation(name, lambda call: session.run(None, _qmoe_feed(call, shape)), nbytes)
+    return Implementation(name, partial(_qmoe_feed, shape), partial(session.run, None), nbytes)
 
 
 def torch_reference(shape: Shape, dtype: torch.dtype, threads: int) -> Implementation:
@@ -210,21 +210,24 @@ def torch_reference(shape: Shape, dtype: torch.dtype, threads: int) -> Implement
     for parameter in experts.parameters():
         parameter.normal_(0.0, 0.02)
 
-    def run(call: Call) -> object:
-        torch.set_num_threads(threads)
+    def feed(call: Call) -> tuple[torch.Tensor, ...]:
         ids = torch.from_numpy(call.expert_ids.astype(np.int64))
+        return torch.from_numpy(call.x).to(dtype), ids, torch.full(ids.shape, 1 / shape.top_k)
+
+    def run(inputs: tuple[torch.Tensor, ...]) -> object:
+        torch.set_num_threads(threads)
         with torch.inference_mode():
-            return experts(torch.from_numpy(call.x).to(dtype), ids, torch.full(ids.shape, 1 / shape.top_k))
+            return experts(*inputs)
 
     nbytes = shape.weights_per_expert * dtype.itemsize
-    return Implementation(f"Torch {str(dtype).removeprefix('torch.')}", run, nbytes)
+    return Implementation(f"Torch {str(dtype).removeprefix('torch.')}", feed, run, nbytes)
 
 
 def _equal_weights(call: Call, shape: Shape) -> NDArray[np.float32]:
     return np.full(call.expert_ids.shape, 1 / shape.top_k, np.float32)
 
 
-def _qmoe_feed(call: Call, shape: Shape) -> dict[str, NDArray[np.float32]]:
+def _qmoe_feed(shape: Shape, call: Call) -> dict[str, NDArray[np.float32]]:
     weights = np.zeros(call.keys.shape, np.float32)
     np.put_along_axis(weights, call.expert_ids.astype(np.int64), np.float32(1 / shape.top_k), axis=1)
     return {"x": call.x, "keys": call.keys, "weights": weights}

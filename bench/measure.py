@@ -29,8 +29,9 @@ from bench.shapes import Shape, distinct_experts, draw_calls
 from onnx_moe.demo.timing import median_seconds
 
 PEERS = ("qmoe-fp4", "qmoe-nvfp4", "qmoe-int4", "torch")
-#: Rounds of a measurement, and calls of a burst: fewer where calls take long.
-_ROUNDS, _BURST, _BUDGET = 7, 4, 12.0
+#: Rounds of a measurement, at the most and at the least, and calls of a burst: fewer where all implementations
+#: together take long. Those of seconds come one by one: the threads of the one before hardly matter.
+_ROUNDS, _LEAST_ROUNDS, _BURST, _BUDGET = 7, 3, 4, 12.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def measure(
         limits = machine.limits(threads)
         (every_expert,) = draw_calls(shape, 16 * shape.num_experts, 1)
         for implementation in implementations:
-            implementation.run(every_expert)  # reads every page for the first time
+            implementation.run(implementation.feed(every_expert))  # reads every page for the first time
         for tokens in token_counts:
             progress(f"{shape.name}, {threads} thread(s): {tokens} token(s)")
             results.append(_measure_tokens(shape, threads, tokens, implementations, machine))
@@ -83,11 +84,13 @@ def _implementations(shape: Shape, threads: int, peers: Peers, folder: Path) -> 
     if peers.metal:
         kinds += [PluginKind(0, device="metal", fused=fused) for fused in (False, True)]
     makers = [partial(plugin, shape, mxfp4, kind, threads, folder) for kind in kinds]
-    makers.append(partial(plugin, shape, nvfp4, PluginKind(4), threads, folder))
+    nvfp4_kinds = [PluginKind(4), PluginKind(4, "interleaved")]
+    if "qmoe-nvfp4" in peers.names:
+        nvfp4_kinds += [PluginKind(0), PluginKind(0, "interleaved")]
+    makers += [partial(plugin, shape, nvfp4, kind, threads, folder) for kind in nvfp4_kinds]
     if "qmoe-fp4" in peers.names:
         makers.append(partial(qmoe_fp4, shape, mxfp4, threads, folder))
     if "qmoe-nvfp4" in peers.names:
-        makers.append(partial(plugin, shape, nvfp4, PluginKind(0), threads, folder))
         makers.append(partial(qmoe_fp4, shape, nvfp4, threads, folder))
     if "qmoe-int4" in peers.names:
         makers += [partial(qmoe_int4, shape, *kind, threads, folder) for kind in ((32, 0), (32, 4), (128, 4))]
@@ -120,7 +123,7 @@ def _measure_tokens(
     calls = draw_calls(shape, tokens, 8 if tokens <= 128 else 2)
 
     def turn(implementation: Implementation) -> Callable[[], object]:
-        endless = itertools.cycle(calls)
+        endless = itertools.cycle([implementation.feed(call) for call in calls])
         return lambda: implementation.run(next(endless))
 
     runs = {implementation.name: turn(implementation) for implementation in implementations}
@@ -128,14 +131,15 @@ def _measure_tokens(
     for run in runs.values():
         run()
     once = time.perf_counter() - start
-    burst = _BURST if once < 1.0 else 2
-    rounds = max(1, min(_ROUNDS, round(_BUDGET / (once * burst))))
+    burst = _BURST if once < 1.0 else 2 if once < 4.0 else 1
+    rounds = max(_LEAST_ROUNDS, min(_ROUNDS, round(_BUDGET / (once * burst))))
     seconds = median_seconds(runs, rounds, burst)
     limits = machine.limits(threads, rounds=3)
     bytes_read = distinct_experts(calls)
     share = {}
     for implementation in implementations:
-        arithmetic = shape.operations(tokens) / _rate(implementation, limits)
+        rate = _rate(implementation, limits)  # 0 where bench/machine.cpp has no instructions for the machine
+        arithmetic = shape.operations(tokens) / rate if rate else 0.0
         reading = bytes_read * implementation.expert_bytes / limits.read
-        share[implementation.name] = max(arithmetic, reading) / seconds[implementation.name]
+        share[implementation.name] = max(reading, arithmetic) / seconds[implementation.name]
     return Result(shape, threads, tokens, seconds, share)

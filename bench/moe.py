@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 from datetime import date
 from pathlib import Path
@@ -13,14 +12,13 @@ import typer
 from rich.console import Console
 
 from bench.measure import PEERS, Peers, Result, measure
+from bench.page import processor, write_measured
 from bench.report import chart, markdown, terminal_table
 from bench.shapes import SHAPES
 from onnx_moe import _native
 from onnx_moe.errors import OnnxMoeError
 
 _NAMES = ", ".join(SHAPES)
-#: What stands in front of it in the output file is kept.
-_MARK = "<!-- measured -->\n"
 
 
 def _choose(option: str, text: str, known: list[str]) -> tuple[str, ...]:
@@ -41,12 +39,6 @@ def _wants_metal(device: str) -> bool:
     except OnnxMoeError as error:
         raise typer.BadParameter(f"no GPU to measure: {error}", param_hint="--device") from error
     return True
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main(
@@ -76,15 +68,14 @@ def main(
     if output is not None:
         picture = output.with_suffix(".png")
         chart(results, picture)
-        kept = output.read_text(encoding="utf-8").partition(_MARK)[0] if output.exists() else ""
-        output.write_text(kept + _MARK + _page(sections, picture.name), encoding="utf-8")
+        write_measured(output, _page(sections, picture.name))
         console.print(f"wrote {output} and {picture}")
 
 
 def _page(sections: list[str], picture: str) -> str:
     head = f"""## Measured on {date.today():%Y-%m-%d}
 
-{_processor()}, ONNX Runtime {onnxruntime.__version__}. Made by `python -m bench.moe`; medians in milliseconds a call
+{processor()}, ONNX Runtime {onnxruntime.__version__}. Made by `python -m bench.moe`; medians in milliseconds a call
 of one block, all implementations interleaved in one process, random routing drawn anew for each call. Bold: how many
 times faster than the peer. Share of the limit: the time that reading the experts' bytes (with a plain loop over the
 same file) or their arithmetic takes at the least, whichever is longer, over the time measured.

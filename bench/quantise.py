@@ -48,6 +48,11 @@ def _trained_experts() -> torch.Tensor:
     return torch.cat([tensor.reshape(-1, tensor.shape[-1]) for tensor in up])
 
 
+def measured_quantisers(console: Console) -> list[Quantiser]:
+    """Ours and those that are installed, by format, ours first."""
+    return sorted([*ours(), *installed_peers(console)], key=lambda quantiser: (quantiser.format, not quantiser.is_ours))
+
+
 def squared_errors(quantisers: list[Quantiser]) -> dict[str, dict[str, float]]:
     """Σ (decoded - w)² / Σ w², by distribution and "quantiser, format"."""
     errors: dict[str, dict[str, float]] = {}
@@ -86,7 +91,7 @@ def main(
 ) -> None:
     """Weight error of each quantiser that is installed, ours first, and our speed."""
     console = Console()
-    quantisers = [*ours(), *installed_peers(console)]
+    quantisers = measured_quantisers(console)
     errors = squared_errors(quantisers)
     table = Table(title="squared error of weights, in 1/1000 of their squares (less is better)")
     table.add_column("quantiser")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import distributions
 
 import torch
 from rich.console import Console
+
+_PACKAGES = ("torchao", "nvidia-modelopt", "compressed-tensors")
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,12 @@ def compressed_tensors() -> list[Quantiser]:
 def installed_peers(console: Console) -> list[Quantiser]:
     """Those whose packages are there; the console says which are not."""
     return [quantiser for peer in (torchao, modelopt, compressed_tensors) for quantiser in _try(peer, console)]
+
+
+def installed_versions() -> str:
+    """The peers' packages with their versions, as far as they are there."""
+    found = {distribution.name: distribution.version for distribution in distributions()}
+    return ", ".join(f"{name} {found.get(name, 'missing')}" for name in _PACKAGES)
 
 
 def _try(peer: Callable[[], list[Quantiser]], console: Console) -> list[Quantiser]:

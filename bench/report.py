@@ -17,11 +17,18 @@ _LEVEL_0 = ("mxfp4, level 0", "mxfp4 interleaved, level 0")
 _LEVEL_4 = ("mxfp4, level 4", "mxfp4 interleaved, level 4")
 COMPARISONS = {
     "QMoE mxfp4": (*_LEVEL_0, *_LEVEL_4),
-    "QMoE nvfp4": ("nvfp4, level 0",),
+    "QMoE nvfp4": ("nvfp4, level 0", "nvfp4 interleaved, level 0"),
     "QMoE int4/32, level 0": _LEVEL_0,
     "QMoE int4/32, level 4": _LEVEL_4,
     "QMoE int4/128, level 4": _LEVEL_4,
     "ggml mxfp4": _LEVEL_4,
+}
+
+#: How many times faster ours are to be, by tokens: floors for GLM-4.7-Flash's block.
+FLOORS = {
+    "mxfp4 interleaved, level 0 vs QMoE mxfp4": {1: 1.3, 16: 1.2, 128: 1.15, 512: 1.15},
+    "mxfp4 interleaved, level 4 vs QMoE mxfp4": {1: 1.6, 16: 1.8, 128: 3.0, 512: 3.3},
+    "mxfp4 interleaved, level 4 vs QMoE int4/128, level 4": {1: 1.2, 16: 1.3, 128: 2.0, 512: 2.1},
 }
 
 
@@ -75,7 +82,24 @@ def markdown(name: str, threads: int, results: list[Result], limits: Limits) -> 
     lines = [f"### {name}, {threads} thread{'s' if threads > 1 else ''}", "", describe(limits), ""]
     lines += [f"| {' | '.join(headings)} |", f"|{' --- |' + ' ---: |' * (len(headings) - 1)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
+    if name == "GLM-4.7-Flash":
+        lines += _floors(results)
     return "\n".join(lines) + "\n"
+
+
+def _floors(results: list[Result]) -> list[str]:
+    """Lines of a table: what is reached of FLOORS, and whether it is enough."""
+    lines = []
+    for name, floors in FLOORS.items():
+        reached = {result.tokens: _ratios(result).get(name) for result in results}
+        cells = [
+            f"{tokens}: {ratio:.2f} of {floors[tokens]}{'' if ratio >= floors[tokens] else ' (**below**)'}"
+            for tokens, ratio in reached.items()
+            if tokens in floors and ratio
+        ]
+        if cells:
+            lines.append(f"- {name}: {', '.join(cells)}")
+    return ["", "Floors, by tokens:", "", *lines] if lines else []
 
 
 def chart(results: list[Result], path: Path) -> None:
@@ -88,7 +112,9 @@ def chart(results: list[Result], path: Path) -> None:
     groups = group(results)
     columns = min(2, len(groups))
     lines = -(-len(groups) // columns)
-    figure, axes = pyplot.subplots(lines, columns, figsize=(7.5 * columns, 5 * lines), squeeze=False)
+    figure, axes = pyplot.subplots(
+        lines, columns, figsize=(7.5 * columns, 5.5 * lines), squeeze=False, layout="constrained"
+    )
     for axis, (name, threads, items) in zip(axes.flat, groups, strict=False):
         for implementation in items[0].seconds:
             ours = is_ours(implementation)
@@ -106,8 +132,8 @@ def chart(results: list[Result], path: Path) -> None:
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
         axis.grid(visible=True, alpha=0.3)
-        axis.legend(fontsize=7)
     for axis in list(axes.flat)[len(groups) :]:
         axis.remove()
-    figure.tight_layout()
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=110)

@@ -10,7 +10,8 @@ import types
 from typing import Any
 
 from onnx_moe.export.adapters import register_adapter
-from onnx_moe.export.api import ExportedLayer, ExportReport, export, with_fp4_weights
+from onnx_moe.export.api import ExportReport, export, with_fp4_weights
+from onnx_moe.export.exported_layers import ExportedLayer
 from onnx_moe.export.layers import ExpertLayer, Projection, RunExperts
 
 __all__ = [

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,39 +10,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import torch
 
 from onnx_moe.errors import ExportError
 from onnx_moe.export.calibration import CalibratedLayer, calibrate_layers, calibration_runs, few_tokens_note
-from onnx_moe.export.decoder import find_decoder, make_decoder
+from onnx_moe.export.decoder import Decoder, find_decoder
 from onnx_moe.export.dense import check_dense, quantize_dense
 from onnx_moe.export.discovery import MoELayer, find_layers
 from onnx_moe.export.experts import Quantization, decoded_experts, experts_buffers, fp4_experts
-from onnx_moe.export.finish import add_metadata, prepare_folder, save, tidy
+from onnx_moe.export.exported_layers import ExportedLayer, check_routers, describe_layer
+from onnx_moe.export.finish import add_metadata, prepare_folder, save, source_name, tidy
 from onnx_moe.export.patching import in_float32
-from onnx_moe.export.routers import RouterMatch
-from onnx_moe.export.translation import translation_table
+from onnx_moe.export.target import DEFAULT_OPSET, Target, evaluating, make_target, trace
 from onnx_moe.next_gates import add_next_gates
 from onnx_moe.operators import EXPERT_GEMM, validate_attributes
-
-logger = logging.getLogger("onnx_moe")
-
-#: Version of the standard operators that exported models use: the test models ran from ONNX Runtime 1.24 on.
-DEFAULT_OPSET = 21
-
-
-@dataclass(frozen=True)
-class ExportedLayer:
-    """One MoE layer of an exported model. router: its family, or "ordinary ops" and why."""
-
-    path: str
-    num_experts: int
-    top_k: int
-    hidden_size: int
-    intermediate_size: int
-    shared_experts: int
-    router: str
 
 
 @dataclass(frozen=True)
@@ -60,17 +39,6 @@ class ExportReport:
     module_bytes: int
     model_bytes: int
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Target:
-    """The module to export and how torch.onnx.export is to call it."""
-
-    module: torch.nn.Module
-    example: tuple[Any, ...]
-    dynamic_shapes: Any
-    input_names: Sequence[str] | None
-    output_names: Sequence[str] | None
 
 
 def export(
@@ -128,11 +96,11 @@ def export(
     check_dense(dense)
     _check_module(module, path)
     prepare_folder(path)
-    target = _target(module, example_inputs, dynamic_shapes, input_names, output_names)
+    target = make_target(module, example_inputs, dynamic_shapes, input_names, output_names)
 
-    with _evaluating(module):
+    with evaluating(module):
         tell("looking for MoE layers")
-        layers = find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts)
+        layers = _find_layers(target, fold_shared_experts)
         if router_logits:
             check_routers(layers)
         module_bytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
@@ -148,7 +116,7 @@ def export(
             in_float32(target.module, target.example) as example,
         ):
             tell("tracing the module")
-            model = _trace(target, example, opset)
+            model = trace(target, example, opset)
             tidy(model, router_logits)
             if next_gates:
                 add_next_gates(model)
@@ -161,7 +129,8 @@ def export(
                 "torch": torch.__version__,
             }
             notes |= {"calibration": "second-order"} if calibrated else {}
-            notes |= {"source": str(module.name_or_path)} if getattr(module, "name_or_path", "") else {}
+            source = str(getattr(module, "name_or_path", ""))
+            notes |= {"source": source_name(source)} if source else {}
             add_metadata(model, notes)
             tell("writing the model")  # in here: the initializers are the module's tensors of this moment
             save(model, path, functions)
@@ -169,7 +138,7 @@ def export(
     return ExportReport(
         path=path,
         format=format,
-        layers=tuple(_describe(layer) for layer in layers),
+        layers=tuple(describe_layer(layer) for layer in layers),
         module_bytes=module_bytes,
         model_bytes=path.stat().st_size + (data.stat().st_size if data.exists() else 0),
         notes=tuple(few_tokens_note(path, layer) for path, layer in calibrated.items() if layer.few_tokens),
@@ -192,16 +161,22 @@ def with_fp4_weights(
     Arguments as in `export`. The module runs in its own precision, so compare in float32.
     """
     quantization = Quantization(format, block_size, scale, 0)
-    target = _target(module, example_inputs, None, None, None)
-    with _evaluating(module):
-        layers = find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts)
+    target = make_target(module, example_inputs)
+    with evaluating(module):
+        layers = _find_layers(target, fold_shared_experts)
         calibrated = _calibrate(target, module, layers, quantization, calibrate, lambda _line: None)
         with decoded_experts(layers, quantization, calibrated):
             yield module
 
 
+def _find_layers(target: Target, fold_shared_experts: bool) -> list[MoELayer]:
+    # A decoder takes tokens alone: what they do not reach is no part of it. Other modules' inputs may be chosen badly.
+    every = not isinstance(target.module, Decoder)
+    return find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts, every)
+
+
 def _calibrate(
-    target: _Target,
+    target: Target,
     module: torch.nn.Module,
     layers: list[MoELayer],
     quantization: Quantization,
@@ -217,7 +192,7 @@ def _calibrate(
             f"calibrate is a text, but {type(module).__name__} is no causal language model of transformers: give a "
             "list of positional inputs."
         )
-    return calibrate_layers(layers, calibration_runs(module, calibrate), quantization, tell)
+    return calibrate_layers(target.module, layers, calibration_runs(module, calibrate), quantization, tell)
 
 
 def _check_module(module: torch.nn.Module, path: Path) -> None:
@@ -228,105 +203,3 @@ def _check_module(module: torch.nn.Module, path: Path) -> None:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
             raise ExportError(f"{name} is on the meta device: load the module's weights before exporting it.")
-
-
-def _target(
-    module: torch.nn.Module,
-    example_inputs: Sequence[Any] | None,
-    dynamic_shapes: Any,
-    input_names: Sequence[str] | None,
-    output_names: Sequence[str] | None,
-) -> _Target:
-    if example_inputs is not None:
-        if isinstance(example_inputs, torch.Tensor) or not isinstance(example_inputs, Sequence):
-            raise ExportError(
-                f"example_inputs is a {type(example_inputs).__name__}: pass a tuple of positional inputs, such as (x,)."
-            )
-        return _Target(module, tuple(example_inputs), dynamic_shapes, input_names, output_names)
-    model = find_decoder(module)
-    if model is None:
-        raise ExportError(
-            f"example_inputs is None, but {type(module).__name__} is no causal language model of transformers: pass "
-            "a tuple of inputs that run it."
-        )
-    if dynamic_shapes is not None or input_names is not None or output_names is not None:
-        raise ExportError(
-            "A decoder's names and dynamic shapes are given: leave out dynamic_shapes, input_names and output_names, "
-            "or pass example_inputs."
-        )
-    with _evaluating(module):
-        decoder, inputs = make_decoder(model)
-    return _Target(decoder, inputs.example, inputs.dynamic_shapes, inputs.input_names, inputs.output_names)
-
-
-@contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every submodule's mode is put back."""
-    modes = {child: child.training for child in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, training in modes.items():
-            child.training = training
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what Torch's exporter says of its own parts: operators of absent packages, deprecations."""
-    torch_logger = logging.getLogger("torch.onnx")
-    level = torch_logger.level
-    torch_logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch_logger.setLevel(level)
-
-
-def _trace(target: _Target, example: tuple[Any, ...], opset: int, optimize: bool = True) -> ir.Model:
-    try:
-        with torch.no_grad(), _quiet():
-            program = torch.onnx.export(
-                target.module.eval(),
-                example,
-                dynamo=True,
-                dynamic_shapes=target.dynamic_shapes,
-                input_names=target.input_names,
-                output_names=target.output_names,
-                custom_translation_table=translation_table(),
-                opset_version=opset,
-                verbose=False,
-                optimize=optimize,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"torch.onnx.export cannot trace {type(target.module).__name__}: {error}") from error
-    assert program is not None
-    return program.model
-
-
-def check_routers(layers: list[MoELayer]) -> None:
-    for layer in layers:
-        if not isinstance(layer.router, RouterMatch):
-            raise ExportError(
-                f"router_logits: the router of {layer.path or 'the module'} becomes ordinary ops "
-                f"({layer.router.reason}), so that it has no logits to show: leave router_logits out."
-            )
-
-
-def _describe(layer: MoELayer) -> ExportedLayer:
-    up, down = layer.experts.up.matrix, layer.experts.down.matrix
-    router = layer.experts.router  # of a module that routes by itself
-    if not router:
-        match = layer.router
-        router = match.family if isinstance(match, RouterMatch) else f"ordinary ops: {match.reason}"
-    return ExportedLayer(
-        path=layer.path,
-        num_experts=layer.experts.num_experts,
-        top_k=layer.top_k,
-        hidden_size=int(up.shape[2]),
-        intermediate_size=int(down.shape[2]),
-        shared_experts=0 if layer.shared is None else layer.shared.count,
-        router=router,
-    )

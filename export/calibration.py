@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from onnx_moe.errors import ExportError
-from onnx_moe.export.calibration_activations import Activations, record_activations
-from onnx_moe.export.calibration_refine import refine
-from onnx_moe.export.calibration_solver import follow_inputs, quantize_second_order
+from onnx_moe.export.calibration_activations import Recorder
+from onnx_moe.export.calibration_layer import MIN_TOKENS, CalibratedLayer, calibrate_layer
 from onnx_moe.export.discovery import MoELayer
-from onnx_moe.export.experts import Quantization, decoded_values, routed_and_shared
+from onnx_moe.export.experts import Quantization, decoded_values
 from onnx_moe.export.patching import replace_data
-from onnx_moe.operators import expert_gemm_attributes
-from onnx_moe.quantization import QuantizedWeights, dequantize
-from onnx_moe.reference.expert_gemm import activate
+from onnx_moe.quantization import dequantize
 
 #: Tokens of a window, and windows at most, that a text is read in.
 WINDOW_TOKENS, MAX_WINDOWS = 512, 128
-#: An expert that fewer tokens reach is quantised for all tokens of its layer instead.
-MIN_TOKENS = 32
-#: Tokens at most that such an expert is quantised for.
-_POOLED_TOKENS = 4096
-#: Bytes of Hessians and their factors that are worked on at once.
-_BATCH_BYTES = 512 << 20
-
-
-@dataclass
-class CalibratedLayer:
-    """FP4 experts of a layer: parts along the experts, the routed ones, then the shared ones.
-
-    few_tokens: routed experts that the text sent fewer than MIN_TOKENS tokens to.
-    """
-
-    up: list[QuantizedWeights]
-    down: list[QuantizedWeights]
-    tokens: int
-    few_tokens: list[int] = field(default_factory=list)
 
 
 def calibration_runs(
@@ -86,23 +63,28 @@ def text_windows(module: Any, path: Path) -> NDArray[np.int64]:
 
 
 def calibrate_layers(
+    module: torch.nn.Module,
     layers: list[MoELayer],
     runs: Sequence[Callable[[], object]],
     quantization: Quantization,
     tell: Callable[[str], None],
 ) -> dict[str, CalibratedLayer]:
-    """FP4 experts of each layer by its path. A layer sees its inputs as the layers before it, quantised, leave them."""
+    """FP4 experts of each of the module's layers by its path, for `runs`, calls of the module.
+
+    A layer sees its inputs as the layers before it, quantised, leave them.
+    """
     calibrated: dict[str, CalibratedLayer] = {}
     originals: dict[torch.Tensor, torch.Tensor] = {}
+    quantized_runs, original_runs = (Recorder(module, layers, runs) for _ in range(2))
     with ExitStack() as stack:
         for number, layer in enumerate(layers, 1):
             tell(f"calibrating {layer.path or 'the experts'} ({number} of {len(layers)})")
-            activations = record_activations(layer, runs)
-            original = activations
-            if originals:
-                with replace_data(originals):
-                    original = record_activations(layer, runs)
-            result = calibrate_layer(layer, activations, original.hidden_states, quantization)
+            activations = quantized_runs.record(layer)
+            with replace_data(originals):
+                original = original_runs.record(layer).hidden_states
+            result = calibrate_layer(
+                layer, activations, original if originals else activations.hidden_states, quantization
+            )
             calibrated[layer.path] = result
             if number < len(layers):
                 values = decoded_values(
@@ -119,112 +101,4 @@ def few_tokens_note(path: str, layer: CalibratedLayer) -> str:
     return (
         f"{path or 'the experts'}: {len(layer.few_tokens)} experts ({experts}) saw fewer than {MIN_TOKENS} of the "
         f"{layer.tokens} calibration tokens and were quantized for all of them: a longer text fits them better."
-    )
-
-
-def calibrate_layer(
-    layer: MoELayer, activations: Activations, original: torch.Tensor, quantization: Quantization
-) -> CalibratedLayer:
-    """The layer's experts, each quantised for the tokens that `activations` routes to it.
-
-    original: the hidden states [T, H] of the same tokens in the model as it was: what the experts should make of them
-    is what they made of those.
-    """
-    up, down = routed_and_shared(layer)
-    for name, parts in (("up projection", up), ("down projection", down)):
-        quantization.check_columns(parts[0], f"{layer.path or 'the module'}: {name}")
-    result = CalibratedLayer([], [], len(activations.hidden_states))
-    counts = torch.bincount(activations.expert_ids.flatten(), minlength=layer.experts.num_experts)
-    result.few_tokens = [expert for expert, count in enumerate(counts.tolist()) if count < MIN_TOKENS]
-    for part, (ups, downs) in enumerate(zip(up, down, strict=True)):
-        tokens = _Tokens(layer, activations, original, set(result.few_tokens), part == 1)
-        quantized = [_calibrate_batch(tokens, ups, downs, batch, quantization) for batch in _batches(ups, downs)]
-        result.up.append(_stack([pair[0] for pair in quantized]))
-        result.down.append(_stack([pair[1] for pair in quantized]))
-    return result
-
-
-@dataclass
-class _Tokens:
-    """Which tokens each expert of one part, routed or shared, is quantised for."""
-
-    layer: MoELayer
-    activations: Activations
-    original: torch.Tensor
-    few_tokens: set[int]
-    shared: bool
-
-    def of(self, expert: int) -> _ExpertTokens:
-        if self.shared:
-            return _ExpertTokens(self.activations.hidden_states, self.original, 1.0)
-        if expert in self.few_tokens:
-            step = -(-len(self.original) // _POOLED_TOKENS)
-            return _ExpertTokens(self.activations.hidden_states[::step], self.original[::step], 1.0)
-        tokens, weights = self.activations.routed_to(expert)
-        return _ExpertTokens(self.activations.hidden_states[tokens], self.original[tokens], weights[:, None])
-
-    def activated(self, expert: int, rows: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        """Inputs [n, I] of the down projection that the up projection `up` [N, K] makes of `rows`."""
-        experts = self.layer.experts
-        products = rows @ up.float().T
-        if experts.up.bias is not None:
-            products = products + experts.up.bias[expert].detach().float()
-        if experts.gate is not None:
-            return experts.gate(products)
-        return activate(products, expert_gemm_attributes(experts.activation))
-
-
-@dataclass
-class _ExpertTokens:
-    """Inputs [n, H] of an expert as they are and as they were, and the weights [n, 1] of its output: with them, squared
-    errors count as they do in the layer's output."""
-
-    rows: torch.Tensor
-    original: torch.Tensor
-    weights: torch.Tensor | float
-
-
-def _calibrate_batch(
-    tokens: _Tokens, ups: torch.Tensor, downs: torch.Tensor, experts: range, quantization: Quantization
-) -> tuple[QuantizedWeights, QuantizedWeights]:
-    some = slice(experts.start, experts.stop)
-    chosen = [tokens.of(expert) for expert in experts]
-    up = _fit(ups[some], [(own.rows * own.weights, own.original * own.weights) for own in chosen], quantization)
-    values = torch.from_numpy(dequantize(up))
-    inputs = [
-        (
-            tokens.activated(expert, own.rows, values[i]) * own.weights,
-            tokens.activated(expert, own.original, ups[expert]) * own.weights,
-        )
-        for i, (expert, own) in enumerate(zip(experts, chosen, strict=True))
-    ]
-    return up, _fit(downs[some], inputs, quantization)
-
-
-def _fit(
-    matrices: torch.Tensor, inputs: list[tuple[torch.Tensor, torch.Tensor]], quantization: Quantization
-) -> QuantizedWeights:
-    """Matrices [B, N, K] in FP4 for inputs [n, K] of each, as they are and as they were."""
-    hessians = torch.stack([rows.T @ rows / max(len(rows), 1) for rows, _ in inputs])
-    moved = follow_inputs(matrices, inputs)
-    rounded = quantize_second_order(moved, hessians, quantization.format, quantization.block_size)
-    return refine(rounded, moved, hessians)
-
-
-def _batches(ups: torch.Tensor, downs: torch.Tensor) -> Iterator[range]:
-    """Ranges of experts whose matrices and Hessians fit _BATCH_BYTES, at least one."""
-    columns = max(ups.shape[2], downs.shape[2])
-    size = max(1, _BATCH_BYTES // (4 * (2 * columns * columns + 2 * columns * max(ups.shape[1], downs.shape[1]))))
-    return (range(start, min(start + size, len(ups))) for start in range(0, len(ups), size))
-
-
-def _stack(parts: list[QuantizedWeights]) -> QuantizedWeights:
-    first = parts[0]
-    scales = [part.global_scale for part in parts if part.global_scale is not None]
-    return QuantizedWeights(
-        weights=np.concatenate([part.weights for part in parts]),
-        scales=np.concatenate([part.scales for part in parts]),
-        global_scale=np.concatenate(scales) if scales else None,
-        format=first.format,
-        block_size=first.block_size,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from onnx_moe.export.cache import CacheLayout, cache_name, find_cache_layout
+from onnx_moe.export.kv_cache import TOKENS, CacheLayout, cache_name, find_cache_layout
 from onnx_moe.export.text_model import TextModel, find_text_model
 from onnx_moe.export.tracing import traceable
 
@@ -63,16 +63,17 @@ class DecoderInputs:
 def decoder_inputs(layout: CacheLayout) -> DecoderInputs:
     """Example inputs of 2 rows, 4 past and 3 new tokens, every one of these sizes dynamic."""
     batch, past_tokens, tokens = 2, 4, 3
-    dims = {name: torch.export.Dim(name) for name in ("batch", "past_length", "sequence_length")}
+    lengths = [tensor.length for tensor in layout.tensors if tensor.axis is not None]
+    dims = {name: torch.export.Dim(name) for name in ("batch", "sequence_length", *lengths)}
     shapes = [
-        {0: dims["batch"]} | ({} if tensor.axis is None else {tensor.axis: dims["past_length"]})
+        {0: dims["batch"]} | ({} if tensor.axis is None else {tensor.axis: dims[tensor.length]})
         for tensor in layout.tensors
     ]
     return DecoderInputs(
         example=(
             torch.ones(batch, tokens, dtype=torch.long),
             torch.ones(batch, past_tokens + tokens, dtype=torch.long),
-            [tensor.example(batch, past_tokens) for tensor in layout.tensors],
+            [tensor.example(batch, past_tokens if tensor.length == TOKENS else 2) for tensor in layout.tensors],
         ),
         dynamic_shapes={
             "input_ids": {0: dims["batch"], 1: dims["sequence_length"]},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 
 from onnx_moe.errors import ExportError
 
@@ -19,6 +20,21 @@ DENSE_BITS = {"float": None, "int8": 8, "int4": 4}
 BLOCK_SIZE = 32
 
 _DOMAIN = "com.microsoft"
+
+
+def _import_quantizer() -> ModuleType:
+    """ONNX Runtime's quantiser. Its import sets up the root logger, which is the program's business: it is put back."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    from onnxruntime.quantization import matmul_nbits_quantizer
+
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    module: ModuleType = matmul_nbits_quantizer
+    return module
+
+
+_quantizer = _import_quantizer()
 
 
 def check_dense(dense: str) -> None:
@@ -61,8 +77,8 @@ def quantize_dense(model: ir.Model, dense: str, accuracy_level: int = 0) -> list
 
 def quantize_matrix(matrix: NDArray[np.floating], bits: int) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
     """Codes [N, K / 32, 4 · bits] and scales [N, K / 32] of a matrix [K, N]; each column has its own."""
-    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, bits=bits)
-    codes, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(matrix)
+    config = _quantizer.DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, bits=bits)
+    codes, scales, _ = _quantizer.DefaultWeightOnlyQuantizer(config).qbits_block_quant(matrix)
     return codes, scales
 
 

@@ -34,8 +34,13 @@ class MoELayer:
     shared: SharedExpert | None = None
 
 
-def find_layers(module: torch.nn.Module, run: Callable[[], object], fold_shared_experts: bool) -> list[MoELayer]:
+def find_layers(
+    module: torch.nn.Module, run: Callable[[], object], fold_shared_experts: bool, every: bool = True
+) -> list[MoELayer]:
     """The MoE layers that `run()`, a call of `module`, goes through, in the order of the module tree.
+
+    every: raise ExportError for a layer that it does not go through; else such a layer, which no graph of the call
+    would hold, is left out: a multimodal model's experts for images, in a decoder of text.
 
     The call is made with experts that return zeros: it shows which tensors reach the experts, not what comes out.
     """
@@ -49,6 +54,9 @@ def find_layers(module: torch.nn.Module, run: Callable[[], object], fold_shared_
     calls = _record_calls(module, experts, run)
     layers = []
     for path, description in experts.items():
+        if path not in calls and not every:
+            logger.info("%s: tokens do not reach these experts; they are left out.", path)
+            continue
         if path not in calls:
             raise ExportError(
                 f"The example inputs do not reach the experts {path or type(module).__name__!r}: choose inputs that "

@@ -33,6 +33,8 @@ def tidy(model: ir.Model, router_logits: bool) -> None:
             if router_logits and node.op_type == ROUTER:
                 _expose_logits(model, node)
             _drop_unused_logits(node)
+        if node.op_type == "RMSNormalization" and node.domain == "":
+            _match_types(node)
     for node in model.graph:
         node.metadata_props.clear()
         for value in node.outputs:
@@ -40,6 +42,19 @@ def tidy(model: ir.Model, router_logits: bool) -> None:
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
+
+
+def _match_types(norm: ir.Node) -> None:
+    """Gives a norm, which computes in float32, inputs of one type: ONNX Runtime does not run it on half precision with
+    a float32 scale, which ONNX allows.
+    """
+    x, scale = norm.inputs
+    if x is None or scale is None or x.dtype is None or scale.dtype is None or x.dtype == scale.dtype:
+        return
+    cast = ir.node("Cast", [x], {"to": int(scale.dtype)})
+    cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(scale.dtype), x.shape
+    norm.prepend(cast)
+    norm.replace_input_with(0, cast.outputs[0])
 
 
 def _expose_logits(model: ir.Model, node: ir.Node) -> None:
@@ -73,6 +88,12 @@ def add_metadata(model: ir.Model, entries: dict[str, str]) -> None:
     """Notes on the file: who wrote it, and how its experts were quantised."""
     model.producer_name = "onnx-moe"
     model.metadata_props.update({f"onnx_moe.{key}": value for key, value in entries.items()})
+
+
+def source_name(source: str) -> str:
+    """How a file may name the model that it was made from: the hub's name, or a folder's own, without its place."""
+    is_path = Path(source).expanduser().exists() or source.startswith(("/", ".", "~")) or source.count("/") != 1
+    return Path(source).expanduser().resolve().name if is_path else source
 
 
 def prepare_folder(path: Path) -> None:

@@ -141,6 +141,29 @@ def mamba_scan(
     return output * F.silu(z), state
 
 
+def _lightning_attention(mixer: Any) -> Callable[..., Any]:
+    """The forward of MiniMax-Text-01's linear attention (lightning attention, 2024): s = r s + k vᵀ, output q s."""
+
+    def step(state: torch.Tensor, token: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        query, key, value = token
+        state = state * (-mixer.slope_rate).exp() + key.unsqueeze(-1) * value.unsqueeze(-2)
+        return state, (query.unsqueeze(-2) @ state).squeeze(-2)
+
+    def forward(
+        hidden_states: torch.Tensor, *_arguments: Any, attention_mask: torch.Tensor | None, cache: Any, **_keywords: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        products = mixer.act_fn(mixer.qkv_proj(hidden_states))
+        if attention_mask is not None:  # of padding, which leaves no trace in the state
+            products = products * attention_mask.unsqueeze(-1).to(products.dtype)
+        tokens = products.unflatten(-1, (mixer.num_attention_heads, -1)).chunk(3, dim=-1)
+        state, outputs = _over_tokens(step, cache.get_linear_cache(mixer.layer_idx), tokens, axis=1)
+        cache.set_linear_cache(mixer.layer_idx, state)
+        gate = mixer.output_gate(hidden_states).sigmoid()
+        return mixer.out_proj(gate * mixer.norm(outputs.flatten(2))), state
+
+    return forward
+
+
 def _with_state(mixer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """`mixer`'s forward with its layer's state for `mamba_selective_scan`, which is not given one."""
     own_forward = mixer.forward
@@ -177,4 +200,6 @@ def exportable_recurrences(model: torch.nn.Module) -> Iterator[None]:
         for child in model.modules():
             if hasattr(sys.modules[type(child).__module__], "mamba_selective_scan") and hasattr(child, "A_log"):
                 stack.enter_context(replace_forward(child, _with_state(child, mamba_scan)))
+            if type(child).__name__ == "MiniMaxLightningAttention":
+                stack.enter_context(replace_forward(child, _lightning_attention(child)))
         yield

@@ -9,7 +9,7 @@ import torch
 from transformers.utils.generic import ModelOutput
 
 from onnx_moe.errors import ExportError
-from onnx_moe.export.cache import cache_name
+from onnx_moe.export.kv_cache import cache_name
 from onnx_moe.export.patching import is_weightless
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from onnx_moe.export.attention import efficient_attention
+from onnx_moe.export.compressed_attention import exportable_compression
 from onnx_moe.export.patching import home_modules, replace_attribute
 from onnx_moe.export.recurrences import exportable_recurrences
 
@@ -22,7 +24,9 @@ _COMPLEX_ROTATIONS = {
 def traceable(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block, `model` can be traced for sequences of any length."""
     with ExitStack() as stack:
+        stack.enter_context(efficient_attention(model))
         stack.enter_context(exportable_recurrences(model))
+        stack.enter_context(exportable_compression(model))
         for module in home_modules(model):
             # An indexer takes min(index_topk, tokens so far): Python's min would decide it for the example.
             if module.__name__.startswith("transformers.models."):

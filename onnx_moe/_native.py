@@ -121,6 +121,12 @@ class RoutingTrace(ctypes.Structure):
     )
 
 
+class SlotCounts(ctypes.Structure):
+    """onnx_moe_slot_counts."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("least", "capacity", "layer_floor", "share", "staging"))
+
+
 class CacheCounts(ctypes.Structure):
     """onnx_moe_cache_counts."""
 
@@ -199,6 +205,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
         ),
     ),
     "onnx_moe_recording_label": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_int32, ctypes.c_int32)),
+    "onnx_moe_recording_default_phase": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_int32)),
     "onnx_moe_recording_clear": (ctypes.c_int, (ctypes.c_char_p,)),
     "onnx_moe_recording_take": (ctypes.c_int, (ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p))),
     "onnx_moe_recording_free": (None, (ctypes.c_void_p,)),
@@ -206,6 +213,17 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "onnx_moe_recording_layer": (
         ctypes.c_int,
         (ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(RecordedLayer)),
+    ),
+    "onnx_moe_divide_slots": (
+        ctypes.c_int,
+        (
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_int32,
+            ctypes.POINTER(SlotCounts),
+        ),
     ),
     "onnx_moe_simulate_cache": (
         ctypes.c_int,

@@ -20,8 +20,9 @@ from onnx_moe.session import InferenceSession
 
 #: What each kernel needs from the processor.
 KERNEL_NEEDS = {
-    "avx512_amx": "what avx512_vnni needs, AVX-512 BF16, AMX (tiles and BF16), and a Linux that lets it use them",
-    "avx512_vnni": "AVX-512 F, BW, DQ, VL, VNNI and VBMI",
+    "avx512_amx": "what avx512_vbmi needs, AVX-512 BF16, AMX (tiles and BF16), and a Linux that lets it use them",
+    "avx512_vbmi": "AVX-512 F, BW, DQ, VL, VNNI and VBMI",
+    "avx512_vnni": "AVX-512 F, BW, DQ, VL and VNNI",
     "avx512": "AVX-512 F, BW, DQ and VL",
     "avx2_vnni": "AVX2, FMA, F16C and AVX-VNNI",
     "avx2": "AVX2, FMA and F16C",

@@ -63,7 +63,7 @@ def _as_array(weights: NDArray[Any] | torch.Tensor) -> tuple[NDArray[Any], str]:
     return np.ascontiguousarray(weights), name
 
 
-def _run_all(count: int, work: Callable[[int], None]) -> None:
+def run_on_every_core(count: int, work: Callable[[int], None]) -> None:
     """Runs `work` for each of `count` tasks on every core: the native code holds no lock."""
     with ThreadPoolExecutor(max_workers=max(1, min(count, os.cpu_count() or 1))) as pool:
         for _ in pool.map(work, range(count)):
@@ -174,7 +174,7 @@ def _quantize_rows(
     def work(task: int) -> None:
         index, first = task // parts, task % parts * rows_per_task
         some = slice(first, first + rows_per_task)
-        matrix = _matrix(codes[index, some], scales[index, some], float(global_scales[index]), format, block)
+        matrix = native_matrix(codes[index, some], scales[index, some], float(global_scales[index]), format, block)
         with source.named_errors(index, first):
             if source.importance is None:
                 rule = _native.SCALE_RULES[source.scale]
@@ -187,7 +187,7 @@ def _quantize_rows(
                 )
             _native.check(status)
 
-    _run_all(count * parts, work)
+    run_on_every_core(count * parts, work)
 
 
 def _choose_global_scales(source: _Source, format: str, block: int) -> NDArray[np.float32]:
@@ -211,7 +211,7 @@ def _choose_global_scales(source: _Source, format: str, block: int) -> NDArray[n
             _native.check(status)
         global_scales[index] = matrix.global_scale
 
-    _run_all(count, work)
+    run_on_every_core(count, work)
     return global_scales
 
 
@@ -263,10 +263,10 @@ def dequantize(quantized: QuantizedWeights) -> NDArray[np.float32]:
     weights = np.empty((count, rows, 2 * packed_columns), np.float32)
 
     def dequantize_matrix(index: int) -> None:
-        matrix = _matrix(codes[index], scales[index], float(global_scale[index]), quantized.format, block)
+        matrix = native_matrix(codes[index], scales[index], float(global_scale[index]), quantized.format, block)
         _native.check(_native.library().onnx_moe_dequantize(ctypes.byref(matrix), weights[index].ctypes.data))
 
-    _run_all(count, dequantize_matrix)
+    run_on_every_core(count, dequantize_matrix)
     return weights.reshape(*leading, rows, 2 * packed_columns)
 
 
@@ -292,7 +292,7 @@ def _check_quantized(quantized: QuantizedWeights, block: int) -> None:
         )
 
 
-def _matrix(
+def native_matrix(
     codes: NDArray[np.uint8], scales: NDArray[Any], global_scale: float, format: str, block: int
 ) -> _native.Fp4Matrix:
     rows, packed_columns = codes.shape

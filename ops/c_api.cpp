@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "c_api_guard.h"
+#include "c_api_matrix.h"
+#include "c_api_types.h"
 #include "core/accelerator.h"
 #include "core/dispatch.h"
 #include "core/error.h"
@@ -22,29 +24,10 @@ namespace onnx_moe {
 
 namespace {
 
-ElementType element_type(int32_t type) {
-  require(type == ONNX_MOE_FLOAT || type == ONNX_MOE_FLOAT16 || type == ONNX_MOE_BFLOAT16, "element type ", type,
-          " is unknown: use ONNX_MOE_FLOAT, ONNX_MOE_FLOAT16 or ONNX_MOE_BFLOAT16");
-  return static_cast<ElementType>(type);
-}
-
-BlockFormat block_format(int32_t format, int32_t block_size) {
-  return make_block_format(static_cast<Format>(format), block_size);
-}
-
 WeightLayout weight_layout(int32_t layout) {
   require(layout == ONNX_MOE_ROWS || layout == ONNX_MOE_INTERLEAVED, "weight layout ", layout,
           " is unknown: use ONNX_MOE_ROWS or ONNX_MOE_INTERLEAVED");
   return static_cast<WeightLayout>(layout);
-}
-
-Fp4Matrix fp4_matrix(const onnx_moe_fp4_matrix& matrix) {
-  return {block_format(matrix.format, matrix.block_size),
-          matrix.rows,
-          matrix.columns,
-          matrix.codes,
-          matrix.scales,
-          matrix.global_scale};
 }
 
 std::vector<int64_t> keys(const int64_t* first, int64_t count) {
@@ -164,6 +147,10 @@ int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes, int64_t toke
 
 int onnx_moe_recording_label(const char* name, int32_t phase, int32_t request) {
   return guarded([&] { onnx_moe::find_recorder(name)->label(phase, request); });
+}
+
+int onnx_moe_recording_default_phase(const char* name, int32_t phase) {
+  return guarded([&] { onnx_moe::find_recorder(name)->set_default_phase(phase); });
 }
 
 int onnx_moe_recording_clear(const char* name) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -11,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import onnx_moe
-from onnx_moe import _native, cli
+from onnx_moe import _native
 from onnx_moe.cli import app
 from onnx_moe.nn import SparseMoE
 
@@ -101,20 +102,9 @@ def test_doctor_names_the_problem_and_the_remedy() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_errors_are_one_line(
-    builder_folder: Path,
-    arguments: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    builder_folder: Path, arguments: list[str], message: str, command_error: Callable[[list[str]], str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["onnx-moe", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
-    assert "Traceback" not in error
+    assert message in command_error(arguments)
 
 
 def test_help_names_every_command() -> None:

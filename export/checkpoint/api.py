@@ -15,18 +15,18 @@ import onnx_ir as ir
 import torch
 
 from onnx_moe.errors import CheckpointError, InvalidModelError, OnnxMoeError
-from onnx_moe.export.api import ExportedLayer
-from onnx_moe.export.checkpoint.encodings import find_weights
 from onnx_moe.export.checkpoint.expert_units import checkpoint_format
 from onnx_moe.export.checkpoint.files import CheckpointFiles, open_checkpoint
 from onnx_moe.export.checkpoint.graph import GraphOptions, PendingModel, materialise, trace_model
 from onnx_moe.export.checkpoint.journal import Journal, open_journal
+from onnx_moe.export.checkpoint.layouts import find_weights
 from onnx_moe.export.checkpoint.manifest import versions, write_manifest
 from onnx_moe.export.checkpoint.options import DTYPES, CheckpointOptions
 from onnx_moe.export.checkpoint.plan import Plan, make_plan
 from onnx_moe.export.checkpoint.skeleton import build_model, read_configuration
 from onnx_moe.export.checkpoint.sources import match_sources
 from onnx_moe.export.checkpoint.writer import write_shards
+from onnx_moe.export.exported_layers import ExportedLayer
 from onnx_moe.export.finish import add_metadata
 from onnx_moe.functions import add_functions
 from onnx_moe.generation import write_genai_config

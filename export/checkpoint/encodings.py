@@ -1,19 +1,12 @@
-"""How a checkpoint encodes a weight: plain numbers, FP4 codes with scales, or FP8 with scales.
-
-Each layout is recognised by the names of the tensors that belong together. Sources: the MXFP4 tensors of
-gpt-oss; ModelOpt's NVFP4 export; compressed-tensors' nvfp4-pack-quantized and mxfp4-pack-quantized; the FP8 blocks
-of DeepSeek-V3 and the FP4 experts of DeepSeek-V4. All of them pack the even column into the low four bits.
-"""
+"""How a checkpoint encodes a weight: plain numbers, FP4 codes with scales, or FP8 with scales."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from onnx_moe.errors import CheckpointError
 from onnx_moe.export.checkpoint.files import CheckpointFiles, StoredTensor
 from onnx_moe.quantization import QuantizedWeights, dequantize
 
@@ -125,9 +118,13 @@ class Fp4Weight:
         return values.transpose(-1, -2) if self.transposed else values
 
 
+#: Rows or columns to a scale of FP8: blocks of DeepSeek-V3, and those of MXFP8.
+FP8_BLOCKS = (128, 32)
+
+
 @dataclass(frozen=True)
 class Fp8Weight(_StoredWeight):
-    """E4M3 numbers [N, K] with a float scale for each block of 128 × 128, or one for each row, or for the matrix."""
+    """E4M3 numbers [N, K] with a scale for each block, the last of which may be smaller, for each row, or for all."""
 
     scale: StoredTensor
 
@@ -135,149 +132,30 @@ class Fp8Weight(_StoredWeight):
     def parts(self) -> tuple[StoredTensor, ...]:
         return (self.stored, self.scale)
 
+    @property
+    def blocks(self) -> tuple[int, int] | None:
+        """Rows and columns to a scale; None where the shapes do not fit."""
+        if self.scale.shape in ((), (1,)):
+            return self.shape[0], self.shape[1]
+        if self.scale.shape == self.shape[:1]:
+            return 1, self.shape[1]
+        if len(self.scale.shape) != 2:
+            return None
+        rows, columns = (_block(size, count) for size, count in zip(self.shape, self.scale.shape, strict=True))
+        return (rows, columns) if rows and columns else None
+
     def read(self, files: CheckpointFiles, rows: range | None = None) -> torch.Tensor:
         values, scale = files.read(self.stored, rows).float(), files.read(self.scale).float()
-        if scale.numel() == 1:
-            return values * scale.reshape(())
-        scale = scale.reshape(scale.shape[0], -1)
-        for dimension in range(2):
-            block = -(-self.shape[dimension] // scale.shape[dimension])
+        assert self.blocks is not None
+        scale = scale.reshape(-1, 1) if scale.ndim < 2 else scale
+        for dimension, block in enumerate(self.blocks):
             scale = scale.repeat_interleave(block, dimension)
         first = rows.start if rows is not None else 0
         return values * scale[first : first + values.shape[0], : values.shape[1]]
 
 
-#: Makes the weight of a layout from its tensors: the weight's name, then those tensors.
-_Make = Callable[[str, dict[str, StoredTensor]], Weight]
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Tensors `<base><suffix>` that together are the weight `<base><target>`."""
-
-    name: str
-    target: str
-    suffixes: tuple[str, ...]
-    make: _Make
-    codes: str = ""
-    code_types: tuple[str, ...] = ("U8",)
-    ignored: tuple[str, ...] = ()
-
-
-def _fp4(format: str, codes: str, scales: str, global_scale: str = "", **options: bool) -> _Make:
-    return lambda name, tensors: Fp4Weight(
-        name, format, tensors[codes], tensors[scales], tensors.get(global_scale), **options
-    )
-
-
-def _fp8(scale: str) -> _Make:
-    return lambda _name, tensors: Fp8Weight(tensors[".weight"], tensors[scale])
-
-
-#: The first layout whose tensors are all there, with codes of its type, is taken.
-_LAYOUTS = (
-    _Layout(
-        "gpt-oss MXFP4",
-        "",
-        ("_blocks", "_scales"),
-        _fp4("mxfp4", "_blocks", "_scales", transposed=True),
-        codes="_blocks",
-    ),
-    _Layout(
-        "compressed-tensors nvfp4-pack-quantized",
-        ".weight",
-        (".weight_packed", ".weight_scale", ".weight_global_scale"),
-        _fp4("nvfp4", ".weight_packed", ".weight_scale", ".weight_global_scale", divides=True),
-        codes=".weight_packed",
-        ignored=(".input_global_scale",),
-    ),
-    _Layout(
-        "compressed-tensors mxfp4-pack-quantized",
-        ".weight",
-        (".weight_packed", ".weight_scale"),
-        _fp4("mxfp4", ".weight_packed", ".weight_scale"),
-        codes=".weight_packed",
-    ),
-    _Layout(
-        "ModelOpt NVFP4",
-        ".weight",
-        (".weight", ".weight_scale", ".weight_scale_2"),
-        _fp4("nvfp4", ".weight", ".weight_scale", ".weight_scale_2"),
-        codes=".weight",
-        ignored=(".input_scale",),
-    ),
-    _Layout(
-        "ModelOpt MXFP4",
-        ".weight",
-        (".weight", ".weight_scale"),
-        _fp4("mxfp4", ".weight", ".weight_scale"),
-        codes=".weight",
-        ignored=(".input_scale",),
-    ),
-    _Layout(
-        "DeepSeek-V4 FP4",
-        ".weight",
-        (".weight", ".scale"),
-        _fp4("mxfp4", ".weight", ".scale"),
-        codes=".weight",
-        code_types=("I8", "U8"),
-    ),
-    *(
-        _Layout("FP8", ".weight", (".weight", scale), _fp8(scale), codes=".weight", code_types=("F8_E4M3",))
-        for scale in (".weight_scale_inv", ".weight_scale", ".scale")
-    ),
-)
-
-_SCALE_TYPES = {"mxfp4": ("U8", "F8_E8M0"), "nvfp4": ("F8_E4M3",)}
-_BLOCKS = {"mxfp4": 32, "nvfp4": 16}
-
-
-def find_weights(tensors: dict[str, StoredTensor]) -> tuple[dict[str, Weight], set[str]]:
-    """The weights that the stored `tensors` make up, by their names in the checkpoint, and the layouts met.
-
-    Raises CheckpointError where tensors of a layout do not fit each other.
-    """
-    weights: dict[str, Weight] = {}
-    layouts: set[str] = set()
-    used: set[str] = set()
-    for name in tensors:
-        for layout in _LAYOUTS:
-            base = name.removesuffix(layout.codes)
-            if base == name or tensors[name].element_type not in layout.code_types:
-                continue
-            members = {suffix: tensors[base + suffix] for suffix in layout.suffixes if base + suffix in tensors}
-            if len(members) == len(layout.suffixes):
-                weight = layout.make(base + layout.target, members)
-                _check(weight, layout.name)
-                weights[base + layout.target] = weight
-                layouts.add(layout.name)
-                used.update(tensor.name for tensor in members.values())
-                used.update(base + suffix for suffix in layout.ignored)
-                break
-    for name, tensor in tensors.items():
-        if name not in used:
-            weights[name] = PlainWeight(tensor)
-    return weights, layouts
-
-
-def _check(weight: Weight, layout: str) -> None:
-    if not isinstance(weight, Fp4Weight):
-        return
-    codes, scales = weight.codes, weight.scales
-    if scales.element_type not in _SCALE_TYPES[weight.format]:
-        raise CheckpointError(
-            f"{scales.name} is {scales.element_type}, but scales of {layout} are "
-            f"{' or '.join(_SCALE_TYPES[weight.format])}: the checkpoint is damaged or of another layout."
-        )
-    *leading, columns = weight.matrix_shape
-    expected = (*leading, columns // _BLOCKS[weight.format])
-    if scales.shape != expected or codes.shape[: len(leading)] != tuple(leading):
-        raise CheckpointError(
-            f"{scales.name} has shape {list(scales.shape)}, but {codes.name} {list(codes.shape)} takes scales of shape "
-            f"{list(expected)} in {layout}: the checkpoint is damaged or of another layout."
-        )
-    if weight.global_scale is not None and weight.global_scale.nbytes != 4:
-        raise CheckpointError(
-            f"{weight.global_scale.name} has shape {list(weight.global_scale.shape)} and {weight.global_scale.nbytes} "
-            "bytes, but is one float32 number for each matrix in " + layout + "."
-        )
+def _block(size: int, count: int) -> int:
+    """How many of `size` rows or columns share one of `count` scales; 0 if no known size of blocks makes so many."""
+    if count in (1, size):
+        return size // count
+    return next((block for block in FP8_BLOCKS if -(-size // block) == count), 0)

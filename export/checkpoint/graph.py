@@ -14,15 +14,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from onnx_moe.errors import CheckpointError
-from onnx_moe.export.api import ExportedLayer, _describe, _evaluating, _target, _trace, check_routers
 from onnx_moe.export.checkpoint.dense_units import quantize_dense_units
 from onnx_moe.export.checkpoint.expert_units import ExpertWeights
 from onnx_moe.export.checkpoint.skeleton import make_fake, without_experts
 from onnx_moe.export.checkpoint.sources import ParameterSource
 from onnx_moe.export.checkpoint.units import DenseUnit, Output, Unit
+from onnx_moe.export.checkpoint.views import fold_views
 from onnx_moe.export.discovery import find_layers
 from onnx_moe.export.experts import Quantization, fp4_experts
+from onnx_moe.export.exported_layers import ExportedLayer, check_routers, describe_layer
 from onnx_moe.export.finish import tidy
+from onnx_moe.export.target import evaluating, make_target, trace
 from onnx_moe.next_gates import add_next_gates
 
 #: What a Decoder calls the model that it wraps.
@@ -57,8 +59,8 @@ def trace_model(
     _load_buffers(model, sources)
     mode = make_fake(model)
     with mode, without_experts(model):
-        target = _target(model, None, None, None, None)
-    with _evaluating(model):
+        target = make_target(model, None)
+    with evaluating(model):
 
         def run() -> None:
             with mode:
@@ -69,8 +71,8 @@ def trace_model(
             check_routers(layers)
         experts = ExpertWeights(target.module, sources, _WRAPPER, mode)
         with fp4_experts(layers, quantization, lambda _layer: None, experts.make_buffers), mode:
-            graph = _trace(target, target.example, options.opset, optimize=False)
-        described = tuple(_describe(layer) for layer in layers)
+            graph = trace(target, target.example, options.opset, optimize=False)
+        described = tuple(describe_layer(layer) for layer in layers)
     pending = PendingModel(graph, described, dict(experts.units))
     _attach(pending, sources)
     _optimise(pending)
@@ -124,13 +126,11 @@ def materialise(unit: Unit) -> dict[str, ir.TensorProtocol]:
 
 
 def _optimise(pending: PendingModel) -> None:
-    """What torch.onnx.export does to a graph with weights, but for folding the large ones; and transposes those."""
+    """What torch.onnx.export does to a graph with weights, but for folding the large ones: views of those are units."""
     model = pending.model
     onnxscript.optimizer.optimize_ir(model, should_fold=_fold_unless(_is_large))
     onnxscript.rewriter.onnx_fusions.fuse(model)
-    for node in list(model.graph):
-        if node.op_type == "Transpose" and node.domain == "":
-            _transpose_weight(pending, node)
+    fold_views(model.graph, pending.units, _lazy)
     ir.passes.common.RemoveUnusedNodesPass()(model)
     pending.units = {name: unit for name, unit in pending.units.items() if name in model.graph.initializers}
 
@@ -141,25 +141,3 @@ def _fold_unless(is_large: Callable[[ir.Value], bool]) -> Callable[[ir.Node], bo
 
 def _is_large(value: ir.Value) -> bool:
     return value.const_value is not None and value.const_value.size > _FOLDED_ELEMENTS
-
-
-def _transpose_weight(pending: PendingModel, node: ir.Node) -> None:
-    """Replaces a transposition of a weight by a weight that is written transposed."""
-    value = node.inputs[0]
-    unit = pending.units.get(value.name or "") if value is not None and value.is_initializer() else None
-    if not isinstance(unit, DenseUnit) or unit.transposed or node.outputs[0].is_graph_output():
-        return
-    if list(node.attributes.get_ints("perm", [1, 0])) != [1, 0]:
-        return
-    name = f"{unit.output.name}.T"
-    initializers = pending.model.graph.initializers
-    if name not in initializers:
-        output = Output(name, unit.output.dtype, unit.output.shape[::-1])
-        pending.units[name] = DenseUnit(unit.source, output, transposed=True)
-        tensor = _lazy(pending.units[name], name)
-        turned = ir.Value(
-            name=name, shape=ir.Shape(output.shape), type=ir.TensorType(output.ir_type), const_value=tensor
-        )
-        pending.model.graph.register_initializer(turned)
-    ir.convenience.replace_all_uses_with(node.outputs[0], initializers[name])
-    pending.model.graph.remove(node, safe=True)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from onnx_moe.errors import ExportError, InvalidAttributeError
-from onnx_moe.export.api import DEFAULT_OPSET
 from onnx_moe.export.dense import check_dense
 from onnx_moe.export.experts import Quantization
+from onnx_moe.export.target import DEFAULT_OPSET
 from onnx_moe.operators import EXPERT_GEMM, validate_attributes
 
 #: Element types of what stays outside the experts.
@@ -22,7 +22,8 @@ class CheckpointOptions:
     """Options of `export_checkpoint`; those that `onnx_moe.export` has too mean the same.
 
     format: None for the checkpoint's own FP4 format, or mxfp4 when it has none. dtype: float32 or float16, of
-    everything outside the experts. attention: transformers' implementation to trace. shard_bytes: size of the files of
+    everything outside the experts. attention: transformers' implementation to trace, sdpa or eager; None for sdpa where
+    the architecture has it, which runs faster (docs/decoders.md). shard_bytes: size of the files of
     external data; an export that was interrupted goes on after its last whole file.
     """
 
@@ -37,12 +38,14 @@ class CheckpointOptions:
     functions: bool = True
     opset: int = DEFAULT_OPSET
     dtype: str = "float32"
-    attention: str = "eager"
+    attention: str | None = None
     shard_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidAttributeError(f"dtype={self.dtype!r} is unknown: use one of {', '.join(DTYPES)}.")
+        if self.attention not in (None, "sdpa", "eager"):
+            raise InvalidAttributeError(f"attention={self.attention!r} is unknown: use sdpa or eager.")
         check_dense(self.dense)
         if self.shard_bytes <= 0:
             raise InvalidAttributeError(f"shard_bytes={self.shard_bytes} must be positive.")

@@ -42,8 +42,11 @@ def read_configuration(folder: Path) -> Any:
     return config
 
 
-def build_model(config: Any, dtype: torch.dtype, attention: str) -> Any:
-    """The causal language model of `config` with parameters on the meta device and real buffers."""
+def build_model(config: Any, dtype: torch.dtype, attention: str | None) -> Any:
+    """The causal language model of `config` with parameters on the meta device and real buffers.
+
+    attention: "sdpa" or "eager"; None for the first of them that the architecture has.
+    """
     from transformers import AutoModelForCausalLM
 
     try:

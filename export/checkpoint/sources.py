@@ -168,6 +168,7 @@ def match_sources(model: Any, weights: dict[str, Weight], files: CheckpointFiles
     prefix = model.base_model_prefix
     sources: dict[str, ParameterSource] = {}
     for name in sorted(weights, key=dot_natural_key):
+        _check_known(name, weights)
         target, pattern = rename_source_key(name, renamings, converters, prefix, wanted)
         if target not in wanted and name in wanted:
             target, pattern = rename_source_key(name, [], [], prefix, wanted)
@@ -181,6 +182,17 @@ def match_sources(model: Any, weights: dict[str, Weight], files: CheckpointFiles
     _add_tied(model, sources)
     _check_all(wanted, sources)
     return sources
+
+
+def _check_known(name: str, weights: dict[str, Weight]) -> None:
+    """CheckpointError for a tensor of unknown meaning beside an encoded weight, such as a factor of its input."""
+    module, _, kind = name.rpartition(".")
+    encoded = weights.get(f"{module}.weight")
+    if kind not in ("weight", "bias") and encoded is not None and len(encoded.parts) > 1:
+        raise CheckpointError(
+            f"{name} belongs to {encoded.name}, but no layout of docs/checkpoints.md has a {kind}: without it the "
+            "weight would mean something else. Use the checkpoint in bfloat16, or in one of those layouts."
+        )
 
 
 def _targets(target: str, converter: Any) -> list[str]:

@@ -112,10 +112,10 @@ class DenseUnit:
         item = self.output.dtype.itemsize
         if not self.transposed:
             row_bytes = self.output.nbytes // max(1, self.source.shape[0] if self.source.shape else 1)
-            write(self.output.name, rows.start * row_bytes, _bytes(values))
+            write(self.output.name, rows.start * row_bytes, tensor_bytes(values))
             return
         columns, height = self.output.shape
-        turned = _bytes(values.t()).reshape(columns, -1)
+        turned = tensor_bytes(values.t()).reshape(columns, -1)
         if len(rows) == height:
             write(self.output.name, 0, turned)
             return
@@ -123,7 +123,8 @@ class DenseUnit:
             write(self.output.name, (column * height + rows.start) * item, turned[column])
 
 
-def _bytes(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+def tensor_bytes(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The bytes of `tensor`, row by row."""
     return tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else tensor.reshape(1).view(torch.uint8).numpy()
 
 
@@ -156,7 +157,7 @@ class ExpertsUnit:
         def run(write: Write) -> None:
             buffers = self.read(expert)
             for kind, output in self.outputs_by_kind.items():
-                part = _bytes(buffers[kind])
+                part = tensor_bytes(buffers[kind])
                 if part.nbytes * self.num_experts != output.nbytes:
                     raise CheckpointError(
                         f"{output.name}: expert {expert} has {part.nbytes} bytes of {kind}, not "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_moe.accuracy.limits import Finding
-from onnx_moe.accuracy.report import AccuracyReport
+from onnx_moe.accuracy.report import AccuracyReport, layer_number
 from onnx_moe.errors import OnnxMoeError
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ def write_html(report: AccuracyReport, findings: Sequence[Finding], path: Path) 
         "<h2>Checks</h2>",
         _findings(findings),
         "<h2>Layers</h2>",
-        _image(_plot_layers, report),
+        _image(plot_layers, report),
         _layers(report),
         "<h2>Weights of experts</h2>",
         "<p>Relative RMSE of each expert; the grey line is what the format leaves of weights of that distribution.</p>",
-        _image(_plot_weights, report),
+        _image(plot_weights, report),
     ]
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
@@ -96,10 +96,11 @@ def _findings(findings: Sequence[Finding]) -> str:
 def _layers(report: AccuracyReport) -> str:
     rows = [
         [
-            _cell(f"{layer.layer}"),
+            _cell(layer_number(layer.layer)),
             _cell(workload.name),
             _cell(f"{layer.relative_error:.4f}"),
             _cell(f"{layer.mse:.2e}"),
+            _cell(f"{layer.hidden_mse:.2e}"),
             _cell(f"{layer.stream_mse:.2e}"),
             _cell(f"{layer.fp4_error:.4f}"),
             _cell(f"{layer.arithmetic_error:.1e}"),
@@ -115,7 +116,8 @@ def _layers(report: AccuracyReport) -> str:
         "workload",
         "error",
         "MSE",
-        "stream MSE",
+        "hidden MSE",
+        "relative",
         "FP4 alone",
         "arithmetic",
         "routing",
@@ -137,10 +139,11 @@ def _image(plot: Callable[[Any, AccuracyReport], None], report: AccuracyReport) 
     return f"<img alt='' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
 
 
-def _plot_layers(figure: Any, report: AccuracyReport) -> None:
+def plot_layers(figure: Any, report: AccuracyReport) -> None:
+    """Onto a matplotlib Figure: error of each layer's output, and the experts that both runs choose."""
     left, right = figure.subplots(1, 2)
     names = [layer.layer for layer in report.workloads[0].layers]
-    short = [_short(name) for name in names]
+    short = [layer_number(name) for name in names]
     for workload in report.workloads:
         left.plot(short, [layer.relative_error for layer in workload.layers], "o-", label=workload.name)
         right.plot(short, [100 * layer.routing_overlap for layer in workload.layers], "o-", label=workload.name)
@@ -150,10 +153,12 @@ def _plot_layers(figure: Any, report: AccuracyReport) -> None:
     right.set(title="experts chosen as in the reference's run, %", ylim=(None, 100.5))
     left.legend(fontsize=8)
     for axes in (left, right):
+        axes.set_xlabel("layer")
         _tidy(axes)
 
 
-def _plot_weights(figure: Any, report: AccuracyReport) -> None:
+def plot_weights(figure: Any, report: AccuracyReport) -> None:
+    """Onto a matplotlib Figure: weight error of each expert, beside what the format leaves of such weights."""
     axes = figure.subplots()
     for position, part in enumerate(report.experts):
         count = len(part.relative_rmse)
@@ -163,15 +168,10 @@ def _plot_weights(figure: Any, report: AccuracyReport) -> None:
         axes.plot(places, part.expected, color="#8c959f", linewidth=1)
     axes.set_xticks(
         [position + 0.4 for position in range(len(report.experts))],
-        [f"{_short(part.layer)} {part.projection}" for part in report.experts],
+        [f"{layer_number(part.layer)} {part.projection}" for part in report.experts],
         rotation=30 if len(report.experts) > 8 else 0,
     )
     _tidy(axes)
-
-
-def _short(layer: str) -> str:
-    """The number of a layer in its path, if it has one."""
-    return next((part for part in layer.split(".") if part.isdigit()), layer)
 
 
 def _tidy(axes: Axes) -> None:

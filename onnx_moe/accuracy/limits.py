@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from onnx_moe.accuracy.report import AccuracyReport, LayerAccuracy, Workload
+from onnx_moe.accuracy.report import AccuracyReport, LayerAccuracy, Workload, layer_number
 
 #: An expert's relative RMSE may be this far from the expectation, in parts of one: half a point.
 WEIGHT_TOLERANCE = 0.005
@@ -82,7 +82,7 @@ def _layer_checks(report: AccuracyReport, limits: Limits) -> Iterator[Finding]:
     text = [(workload.name, layer) for workload in _texts(report) for layer in workload.layers]
 
     def worst(cells: list[tuple[str, LayerAccuracy]], field: str, sign: int) -> tuple[float, str]:
-        values = [(sign * getattr(layer, field), f"{layer.layer}, {name}") for name, layer in cells]
+        values = [(sign * getattr(layer, field), f"layer {layer_number(layer.layer)}, {name}") for name, layer in cells]
         value, where = max(values, key=lambda item: (item[0] != item[0], item[0]))
         return sign * value, where
 
@@ -135,11 +135,14 @@ def _diversity(report: AccuracyReport, limits: Limits) -> Iterator[Finding]:
 
 def _weight_checks(report: AccuracyReport) -> Iterator[Finding]:
     outliers = [
-        (abs(part.relative_rmse[expert] - part.expected[expert]), f"{part.layer}.{part.projection}, expert {expert}")
+        (
+            abs(part.relative_rmse[expert] - part.expected[expert]),
+            f"layer {layer_number(part.layer)}, {part.projection} of expert {expert}",
+        )
         for part in report.experts
         for expert in part.outliers
     ]
-    where = ", ".join(name for _, name in sorted(outliers, reverse=True)[:4]) or "no expert is further off"
+    where = "; ".join(name for _, name in sorted(outliers, reverse=True)[:4]) or "no expert is further off"
     yield Finding("expert weights", len(outliers), 0, not outliers, where)
 
 

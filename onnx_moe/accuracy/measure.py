@@ -198,7 +198,6 @@ def _run_workload(
 
 
 def _compare_layer(pair: _Pair, ours: LayerRun, theirs: LayerRun, reference: ReferenceModel) -> LayerAccuracy:
-    difference = ours.y.astype(np.float64) - theirs.y
     step = -(-len(ours.x) // _EVALUATED_ROWS)
     some = LayerRun(*(getattr(ours, entry.name)[::step] for entry in fields(LayerRun)))
     top_k = pair.reference.top_k
@@ -206,7 +205,8 @@ def _compare_layer(pair: _Pair, ours: LayerRun, theirs: LayerRun, reference: Ref
     return LayerAccuracy(
         layer=pair.exported.name,
         relative_error=_relative(ours.y, theirs.y),
-        mse=float(np.square(difference).mean()),
+        mse=_mean_square(ours.y, theirs.y),
+        hidden_mse=_mean_square(ours.stream, theirs.stream),
         stream_mse=_relative(ours.stream, theirs.stream) ** 2,
         fp4_error=_relative(some.y, pair.original.evaluate(some)),
         arithmetic_error=_relative(some.y, pair.decoded.evaluate(some)),
@@ -214,6 +214,10 @@ def _compare_layer(pair: _Pair, ours: LayerRun, theirs: LayerRun, reference: Ref
         router_agreement=None if expected is None else _overlap(ours.ids[:, :top_k], expected),
         distinct_experts=len(np.unique(ours.ids[:, :top_k])),
     )
+
+
+def _mean_square(actual: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    return float(np.square(actual.astype(np.float64) - expected).mean())
 
 
 def _relative(actual: NDArray[np.floating], expected: NDArray[np.floating]) -> float:

@@ -27,6 +27,10 @@ class ReferenceModel:
     def __init__(self, folder: Path, fold_shared_experts: bool) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        if not folder.is_dir():
+            raise InvalidModelError(
+                f"{folder} is not a folder: give --reference the folder that the model was exported from."
+            )
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -7,12 +7,18 @@ import math
 from dataclasses import asdict, dataclass
 
 
+def layer_number(layer: str) -> str:
+    """The number of a layer in its path, or the path if it has none: what tells layers apart where space is short."""
+    return next((part for part in layer.split(".") if part.isdigit()), layer)
+
+
 @dataclass(frozen=True)
 class LayerAccuracy:
     """One MoE layer on one workload; y is what its experts, shared ones included, add up to, on all positions.
 
     relative_error, mse: of y in the exported model's run against the reference's run: FP4 and all that came before.
-    stream_mse: likewise, of the hidden states behind the layer, over their mean square: comparable between models.
+    hidden_mse: likewise, of the hidden states behind the layer, absolute. stream_mse: the same over their mean square:
+    comparable between models.
     fp4_error: relative error of y against the original weights on the same inputs and routing: this layer's FP4 alone.
     arithmetic_error: against a float64 evaluation of the layer's own codes on the same inputs and routing.
     routing_overlap: share of the top-k experts that both runs have in common.
@@ -23,6 +29,7 @@ class LayerAccuracy:
     layer: str
     relative_error: float
     mse: float
+    hidden_mse: float
     stream_mse: float
     fp4_error: float
     arithmetic_error: float

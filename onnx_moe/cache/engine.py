@@ -30,7 +30,8 @@ class CacheEngine:
         """Mode and reason, budget and counters so far, of all layers and of each (`layers`).
 
         lookups = hits + misses: distinct experts of each call. bytes_read: of the experts alone. stall_ns: calls waited
-        for reads; bookkeeping_ns: calls decided what to load. Raises OnnxMoeError when the session is gone.
+        for reads; bookkeeping_ns: all else that the cache took of calls' time. Raises OnnxMoeError when the session is
+        gone.
         """
         text = ctypes.c_char_p()
         _native.check(_native.library().onnx_moe_residency(self._name, ctypes.byref(text)))

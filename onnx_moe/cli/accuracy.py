@@ -20,7 +20,10 @@ def accuracy(
     model: Annotated[Path, typer.Argument(help="A decoder that `onnx-moe export` wrote.")],
     reference: Annotated[
         Path | None,
-        typer.Option(help="Folder of the transformers model that it was made from; default: the one the file names."),
+        typer.Option(
+            help="Folder of the transformers model that it was made from; default: the one that the file names, in the "
+            "current folder or beside the model."
+        ),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Held-out text in UTF-8; default: the text that ships.")] = None,
     windows: Annotated[int, typer.Option(min=2, help="Windows of 512 tokens that perplexity is taken over.")] = 32,
@@ -66,22 +69,26 @@ def _named_reference(model: Path) -> Path:
     if not model.is_file():
         raise InvalidModelError(f"{model} is not a file: give the path of an .onnx model.")
     properties = {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
-    source = properties.get("onnx_moe.source")
-    if not source or not Path(source).exists():
-        raise InvalidModelError(
-            f"{model} was made from {source or 'an unnamed model'}, which is not here: give --reference FOLDER."
-        )
-    return Path(source)
+    source = properties.get("onnx_moe.source", "")
+    for place in (Path(), model.parent, model.parent.parent):
+        if source and (place / source / "config.json").is_file():
+            return place / source
+    raise InvalidModelError(
+        f"{model} was made from {source or 'an unnamed model'}, which lies neither here nor beside it: give "
+        "--reference FOLDER."
+    )
 
 
 def _show(console: Console, report: AccuracyReport, findings: Sequence[Finding]) -> None:
+    from onnx_moe.accuracy.report import layer_number
+
     layers = Table(title=f"{Path(report.model).name}: {report.format}{', calibrated' if report.calibrated else ''}")
     for heading in ("layer", "workload", "error", "FP4 alone", "arithmetic", "routing", "experts"):
         layers.add_column(heading, justify="left" if heading in ("layer", "workload") else "right")
     for workload in report.workloads:
         for layer in workload.layers:
             layers.add_row(
-                layer.layer,
+                layer_number(layer.layer),
                 workload.name,
                 f"{layer.relative_error:.4f}",
                 f"{layer.fp4_error:.4f}",

@@ -65,7 +65,11 @@ def export(
     ] = None,
     attention: Annotated[
         str | None,
-        typer.Option(help="eager (default) or sdpa, to be traced.", rich_help_panel=_CHECKPOINT, show_default=False),
+        typer.Option(
+            help="sdpa (default where the architecture has it) or eager, to be traced.",
+            rich_help_panel=_CHECKPOINT,
+            show_default=False,
+        ),
     ] = None,
     shard_size: Annotated[
         str | None,
@@ -91,7 +95,7 @@ def export(
     checkpoint = {
         "dtype": dtype,
         "attention": attention,
-        "shard_bytes": None if shard_size is None else parse_bytes(shard_size),
+        "shard_bytes": None if shard_size is None else parse_bytes(shard_size, "shard size"),
     }
     module = {"calibrate": calibrate}
     if _names_a_checkpoint(source):

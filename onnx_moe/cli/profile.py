@@ -1,7 +1,8 @@
-"""`onnx-moe profile`: run a model on text and report how it uses its experts."""
+"""`onnx-moe profile`: report how a model uses its experts, from a run on text or from a trace."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,31 +10,70 @@ import typer
 from rich.console import Console
 
 from onnx_moe.cli.routing_output import progress_bar, write_profile
+from onnx_moe.cli.text import parse_bytes
 from onnx_moe.errors import InvalidInputError
+from onnx_moe.routing import RoutingProfile, load_trace, profile_trace
+from onnx_moe.routing.text_runs import Requests, load_tokenizer, profile_text
 
 
 def profile(
-    model: Annotated[Path, typer.Argument(help="A decoder that onnx-moe exported (.onnx).")],
-    text: Annotated[list[Path], typer.Option(help="A text file; give the option again for more.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL|TRACE",
+            help="A decoder that onnx-moe exported (.onnx), to be run on --text; or a trace (.npz, .jsonl, .csv).",
+        ),
+    ],
+    text: Annotated[
+        list[Path] | None, typer.Option(help="A text file for the model; give the option again for more.")
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder with the model's tokenizer; without it, the folder of MODEL.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Where to write: OUTPUT.html, OUTPUT.json, OUTPUT.npz. [default: MODEL-routing]")
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 128,
-    decoded_tokens: Annotated[int, typer.Option(help="Tokens that follow it, one at a time: the text's own.")] = 128,
-    requests: Annotated[int, typer.Option(help="Pieces of each file, at the most.")] = 8,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Tokens of each prompt. [default: 128]")] = None,
+    decoded_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that follow it, one at a time: the text's own. [default: 128]")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="Pieces of each file, at the most. [default: 8]")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Experts of a token, where a trace does not tell.")] = None,
+    expert_bytes: Annotated[str | None, typer.Option(help="Bytes of one expert of a trace, such as 2.5MB.")] = None,
 ) -> None:
-    """Run a model on text and report how it uses its experts: what to keep in memory, and how much of it."""
-    from onnx_moe.routing.text_runs import Requests, load_tokenizer, profile_text
-
+    """Report how a model uses its experts, from a run on text or a trace: what to keep in memory, and how much."""
     console = Console()
-    encode = load_tokenizer(tokenizer or model.parent)
-    texts = [(path.name, encode(_read(path))) for path in text]
+    of_model = {"text": text or None, "tokenizer": tokenizer, "prompt-tokens": prompt_tokens}
+    of_model |= {"decoded-tokens": decoded_tokens, "requests": requests}
+    of_trace = {"top-k": top_k, "expert-bytes": expert_bytes}
+    is_trace = source.suffix in (".npz", ".jsonl", ".csv")
+    useless = [name for name, value in (of_model if is_trace else of_trace).items() if value is not None]
+    if useless:
+        kind = "a trace" if is_trace else "a model"
+        raise InvalidInputError(f"--{useless[0]} does nothing for {kind} such as {source.name}: leave it out.")
     with progress_bar(console) as progress:
-        found = profile_text(model, texts, Requests(prompt_tokens, decoded_tokens, requests), progress)
-    write_profile(console, found, output or model.with_name(f"{model.stem}-routing"))
+        if is_trace:
+            size = None if expert_bytes is None else parse_bytes(expert_bytes, "expert bytes")
+            calls = load_trace(source, top_k=top_k)
+            found = profile_trace(calls, name=source.stem, expert_bytes=size, source=source.name, progress=progress)
+        else:
+            defaults = Requests()
+            sizes = Requests(
+                defaults.prompt_tokens if prompt_tokens is None else prompt_tokens,
+                defaults.decoded_tokens if decoded_tokens is None else decoded_tokens,
+                defaults.most if requests is None else requests,
+            )
+            found = _run(source, text or [], tokenizer, sizes, progress)
+    write_profile(console, found, output or source.with_name(f"{source.stem}-routing"))
+
+
+def _run(
+    model: Path, text: list[Path], tokenizer: Path | None, sizes: Requests, progress: Callable[[str, float], None]
+) -> RoutingProfile:
+    if not text:
+        raise InvalidInputError(f"{model} needs text to run on: give --text FILE, once or more often.")
+    encode = load_tokenizer(tokenizer or model.parent)
+    return profile_text(model, [(path.name, encode(_read(path))) for path in text], sizes, progress)
 
 
 def _read(path: Path) -> str:

@@ -28,6 +28,10 @@ def simulate(
 ) -> None:
     """Draw the routing of a known model (popularity, repetition, topics) and report on it: a first guess at a plan."""
     from onnx_moe.routing import known_model, profile_trace, save_trace, simulate_routing
+    from onnx_moe.routing.sources import check_trace_suffix
+
+    if trace is not None:
+        check_trace_suffix(trace)
 
     console = Console()
     known = known_model(model)

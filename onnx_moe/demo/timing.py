@@ -11,14 +11,15 @@ def median_seconds(runs: dict[str, Callable[[], object]], rounds: int, burst: in
     """Median time of each of `runs`, measured in turn for `rounds` rounds: whatever else the machine does then hits
     all of them alike.
 
-    A turn is a burst of calls whose first is not counted: the threads of whoever ran before spin for a while, and
-    would take the cores from the next.
+    A turn is a burst of calls whose first is not counted where there are more: the threads of whoever ran before spin
+    for a while, and would take the cores from the next.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            run()
-            for _ in range(burst - 1):
+            if burst > 1:
+                run()
+            for _ in range(max(1, burst - 1)):
                 start = time.perf_counter()
                 run()
                 times[name].append(time.perf_counter() - start)

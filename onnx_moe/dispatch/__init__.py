@@ -15,8 +15,8 @@ from onnx_moe.dispatch.grouping import (
 )
 from onnx_moe.dispatch.load import compute_expert_load, compute_load_balancing_loss
 from onnx_moe.dispatch.rows import gather_for_experts, scatter_expert_outputs
+from onnx_moe.dispatch.stats import DispatchStats
 from onnx_moe.dispatch.token_dispatcher import (
-    DispatchStats,
     TokenDispatcher,
     combine_expert_outputs,
     dispatch_to_experts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -44,16 +44,16 @@ class DispatchInfo:
         """num_tokens · top_k."""
         return self.num_tokens * self.top_k
 
-    def expert_batch_size(self, expert: int) -> int:
+    def expert_batch_size(self, expert_id: int) -> int:
         """Rows of an expert; InvalidInputError for an expert outside [0, num_experts)."""
-        first, last = self.expert_range(expert)
+        first, last = self.expert_range(expert_id)
         return last - first
 
-    def expert_range(self, expert: int) -> tuple[int, int]:
+    def expert_range(self, expert_id: int) -> tuple[int, int]:
         """First and last (exclusive) assignment of an expert; InvalidInputError for one outside [0, num_experts)."""
-        if not 0 <= expert < self.num_experts:
-            raise InvalidInputError(f"expert is {expert}, but experts are numbered 0 to {self.num_experts - 1}.")
-        return int(self.expert_offsets[expert]), int(self.expert_offsets[expert + 1])
+        if not 0 <= expert_id < self.num_experts:
+            raise InvalidInputError(f"expert_id is {expert_id}, but experts are numbered 0 to {self.num_experts - 1}.")
+        return int(self.expert_offsets[expert_id]), int(self.expert_offsets[expert_id + 1])
 
 
 #: The dispatch operations' name of the same.
@@ -76,7 +76,7 @@ def group_tokens_by_expert(expert_ids: Array, num_experts: int) -> tuple[Any, An
 
     if expert_ids.device.type != "cpu":
         return group_on_device(expert_ids, num_experts)
-    order, offsets, inverse = _group_natively(expert_ids.detach().numpy(), tokens, slots, num_experts)
+    order, offsets, inverse = _group_natively(expert_ids.numpy(), tokens, slots, num_experts)
     return torch.from_numpy(order), torch.from_numpy(offsets), torch.from_numpy(inverse)
 
 
@@ -102,9 +102,21 @@ def check_expert_ids(expert_ids: Any, num_experts: int) -> tuple[int, int]:
     return int(expert_ids.shape[0]), int(expert_ids.shape[1])
 
 
+def refuse_id(value: int, index: int, slots: int, num_experts: int) -> NoReturn:
+    """Says which id, at flat index `index`, is not one."""
+    row, slot = divmod(index, slots)
+    raise InvalidInputError(
+        f"expert_ids holds {value} in row {row}, slot {slot}, but experts are numbered 0 to {num_experts - 1}."
+    )
+
+
 def _group_natively(
     expert_ids: np.ndarray[Any, Any], tokens: int, slots: int, num_experts: int
 ) -> tuple[Any, Any, Any]:
+    if expert_ids.dtype == np.uint64 and bool((expert_ids >= num_experts).any()):
+        # As int64 it would be reported as another number.
+        index = int(np.flatnonzero(expert_ids.reshape(-1) >= num_experts)[0])
+        refuse_id(int(expert_ids.reshape(-1)[index]), index, slots, num_experts)
     ids = np.ascontiguousarray(expert_ids, np.int32 if expert_ids.dtype == np.int32 else np.int64)
     order, offsets, inverse = (np.empty(size, np.int64) for size in (ids.size, num_experts + 1, ids.size))
     status = _native.library().onnx_moe_group_tokens(
@@ -128,11 +140,7 @@ def group_on_device(expert_ids: torch.Tensor, num_experts: int) -> tuple[torch.T
     flat = expert_ids.reshape(-1).long()
     outside = ((flat < 0) | (flat >= num_experts)).nonzero()
     if len(outside):
-        row, slot = divmod(int(outside[0]), expert_ids.shape[1])
-        raise InvalidInputError(
-            f"expert_ids holds {int(flat[outside[0]])} in row {row}, slot {slot}, but experts are numbered 0 to "
-            f"{num_experts - 1}"
-        )
+        refuse_id(int(flat[outside[0]]), int(outside[0]), expert_ids.shape[1], num_experts)
     order = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat, minlength=num_experts)
     offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))

@@ -10,6 +10,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from onnx_moe.errors import InvalidInputError, InvalidModelError
+from onnx_moe.routing.recording import known_phase
+from onnx_moe.routing.trace import DECODE, PREFILL
 
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _PAST, _PRESENT = "past_key_values", "present"
@@ -52,11 +54,8 @@ class DecoderSession:
         return Cache(0, tuple(self._empty(value, batch) for value in self._past))
 
     def _empty(self, value: Any, batch: int) -> onnxruntime.OrtValue:
-        sizes = {"batch": batch, "past_length": 0}
-        unknown = [size for size in value.shape if not isinstance(size, int) and size not in sizes]
-        if unknown:
-            raise InvalidModelError(f"{value.name} has a size {unknown[0]!r} that is neither batch nor past_length.")
-        shape = [size if isinstance(size, int) else sizes[size] for size in value.shape]
+        # What is no row grows: by tokens, or by windows of them (DeepSeek-V4).
+        shape = [size if isinstance(size, int) else batch if size == "batch" else 0 for size in value.shape]
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, _NUMPY_TYPES[value.type]))
 
     def step(
@@ -79,7 +78,9 @@ class DecoderSession:
             binding.bind_ortvalue_input(description.name, value)
         for name in ("logits", *self._present):
             binding.bind_output(name)  # ONNX Runtime allocates, and hands the memory on
-        self.session.run_with_iobinding(binding)
+        # A router may see [B · S, H] alone, which does not tell a prompt from a batch of new tokens.
+        with known_phase(self.session, DECODE if cache.tokens and input_ids.shape[1] == 1 else PREFILL):
+            self.session.run_with_iobinding(binding)
         logits, *present = binding.get_outputs()
         return logits.numpy(), Cache(total, tuple(present))
 

@@ -7,17 +7,20 @@ then `profile_trace`, `plan`, `simulate_cache`, `compare`. `onnx_moe.routing.rep
 from __future__ import annotations
 
 from onnx_moe.routing.balance import BalanceHistory, balance_of
-from onnx_moe.routing.cache_simulation import POLICIES, CacheResult, CacheSetup, simulate_cache
+from onnx_moe.routing.cache_simulation import POLICIES, CacheResult, CacheSetup, SlotDivision, simulate_cache
+from onnx_moe.routing.counters import profile_counters, profile_recording, write_counter_file
 from onnx_moe.routing.drift import RoutingDrift, compare
 from onnx_moe.routing.experts import (
     ExpertCooccurrence,
     ExpertLoadStats,
     LayerRoutingProfile,
+    LoadThresholds,
     RoutingPredictability,
 )
 from onnx_moe.routing.hit_rates import HitRateCurves, HitRates, hit_rate_curves
 from onnx_moe.routing.models import KNOWN_MODELS, KnownModel, known_model
 from onnx_moe.routing.planning import Machine, Operation, Plan, plan
+from onnx_moe.routing.probabilities import router_probabilities
 from onnx_moe.routing.profile import ProfiledModel, RoutingProfile, profile_trace
 from onnx_moe.routing.profiler import MoERoutingProfiler, simulate_routing_for_model
 from onnx_moe.routing.recording import LayerCounters, Recording, record
@@ -42,6 +45,7 @@ __all__ = [
     "KnownModel",
     "LayerCounters",
     "LayerRoutingProfile",
+    "LoadThresholds",
     "Machine",
     "MoERoutingProfiler",
     "Operation",
@@ -57,6 +61,7 @@ __all__ = [
     "RoutingStyle",
     "RoutingTrace",
     "Score",
+    "SlotDivision",
     "balance_of",
     "compare",
     "default_predictors",
@@ -64,11 +69,15 @@ __all__ = [
     "known_model",
     "load_trace",
     "plan",
+    "profile_counters",
+    "profile_recording",
     "profile_trace",
     "record",
+    "router_probabilities",
     "save_trace",
     "scoreboard",
     "simulate_cache",
     "simulate_routing",
     "simulate_routing_for_model",
+    "write_counter_file",
 ]

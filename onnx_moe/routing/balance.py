@@ -32,7 +32,10 @@ class BalanceHistory:
 
 
 def balance_of(counts: RoutingCounts, phase: int | None) -> BalanceHistory:
-    """The balance of a phase, or of both together (None, which has no windows: they run apart)."""
+    """The balance of a phase, or of both together (None, which has no windows: they run apart).
+
+    Counts that were made of counters have no windows either.
+    """
     phases = slice(None) if phase is None else slice(phase, phase + 1)
     basis, total, by_window = _basis(counts)
     chosen = counts.counts[phases].sum(0)
@@ -41,6 +44,9 @@ def balance_of(counts: RoutingCounts, phase: int | None) -> BalanceHistory:
         empty = np.empty((0, counts.num_layers))
         return BalanceHistory(basis, measures.load_balancing(chosen, mass), 0, empty, empty)
     size = int(counts["window_tokens"][phase])
+    if not counts["window_counts"][phase].any():
+        empty = np.empty((0, counts.num_layers))
+        return BalanceHistory(basis, measures.load_balancing(chosen, mass), size, empty, empty)
     used = -(-int(counts["tokens"][phase].max()) // size)
     windows = counts["window_counts"][phase, :used]
     window_mass = windows if by_window is None else counts[by_window][phase, :used]
@@ -57,6 +63,6 @@ def _basis(counts: RoutingCounts) -> tuple[str, str | None, str | None]:
     """Name of the basis, and the columns that hold it; None for the counts themselves."""
     if counts.has_probabilities:
         return "router_probabilities", "probability_sums", "window_probabilities"
-    if counts.has_weights:
+    if counts.has_all_weights:
         return "selected_weights", "mass", "window_mass"
     return "counts", None, None

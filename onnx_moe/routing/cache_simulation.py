@@ -41,6 +41,31 @@ class CacheSetup:
 
 
 @dataclass(frozen=True)
+class SlotDivision:
+    """How the plugin divides slots of experts: least, the slots that it needs (a token's experts of all layers, and one
+    to read into); of a cache of `slots`: capacity, layer_floor and share as in CacheSetup (None: all), and staging, for
+    experts that pass it by.
+    """
+
+    least: int
+    capacity: int
+    layer_floor: int
+    share: int | None
+    staging: int
+
+    @classmethod
+    def of(cls, slots: int, num_layers: int, num_experts: int, top_k: int, prefetches: bool = False) -> SlotDivision:
+        """Of `slots` slots; below `least` nothing can be divided, and the rest is 0."""
+        counts = _native.SlotCounts()
+        status = _native.library().onnx_moe_divide_slots(
+            num_layers, num_experts, top_k, slots, prefetches, ctypes.byref(counts)
+        )
+        _native.check(status)
+        share = None if counts.share == _NO_BYPASS else counts.share
+        return cls(counts.least, counts.capacity, counts.layer_floor, share, counts.staging)
+
+
+@dataclass(frozen=True)
 class CacheResult:
     """Counts of a replay; a lookup is one distinct expert of one call.
 

@@ -22,7 +22,9 @@ SHAPES: Mapping[str, str] = {
     "calls": "PL",
     "tokens": "PL",
     "requests": "1",
+    "uses": "PLE",
     "rank_counts": "PLEK",
+    "weighted_uses": "PLE",
     "mass": "PLE",
     "mass_squares": "PLE",
     "probability_tokens": "PL",
@@ -33,6 +35,7 @@ SHAPES: Mapping[str, str] = {
     "transition_tokens": "L",
     "layer_shared": "LL",
     "layer_tokens": "LL",
+    "layer_sizes": "LL",
     "lag_shared": "PLG",
     "lag_tokens": "PLG",
     "gaps": "PLB",
@@ -52,7 +55,9 @@ _JOINED = ("first_use", "window_tokens", "window_counts", "window_mass", "window
 
 @dataclass(frozen=True)
 class RoutingCounts:
-    """Counts of a run. Columns have the shapes of SHAPES; onnx_moe.h says what each one counts."""
+    """Counts of a run. Columns have the shapes of SHAPES; onnx_moe.h says what each one counts. uses: rank_counts
+    summed over the ranks, or what is known instead.
+    """
 
     num_layers: int
     num_experts: int
@@ -65,13 +70,17 @@ class RoutingCounts:
     @property
     def counts(self) -> Array:
         """int64 [P, L, E]: how often each expert was chosen."""
-        total: Array = self["rank_counts"].sum(-1)
-        return total
+        return self["uses"]
 
     @property
     def has_weights(self) -> bool:
-        """Whether the weights of the chosen experts are known."""
-        return bool(self["mass"].any())
+        """Whether the weights of chosen experts are known, of some calls at least."""
+        return bool(self["weighted_uses"].any())
+
+    @property
+    def has_all_weights(self) -> bool:
+        """Whether they are known of every call."""
+        return self.has_weights and bool((self["weighted_uses"] == self.counts).all())
 
     @property
     def has_probabilities(self) -> bool:

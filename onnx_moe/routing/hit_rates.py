@@ -12,20 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_moe.errors import InvalidInputError
-from onnx_moe.routing.cache_simulation import POLICIES, CacheSetup, simulate_cache
+from onnx_moe.routing.cache_simulation import POLICIES, CacheSetup, SlotDivision, simulate_cache
 from onnx_moe.routing.trace import DECODE, PREFILL, RoutingTrace
 
 Array = NDArray[Any]
 
 #: Shares of all experts at which caches are simulated, besides one token's cycle.
 SHARES = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8, 0.9, 1.0)
+#: The cache whose misses are shown: what the plugin does by default, with a quarter of the experts.
+MISS_POLICY, MISS_SHARE = "decayed-lfu", 0.25
 #: Share of the trace that fills the cache before hits are counted.
 WARMUP = 0.25
 
 
 @dataclass(frozen=True)
 class HitRates:
-    """Hit rates of a policy: of lookups (distinct experts of a call) after the warm-up, by capacity in experts [C]."""
+    """Hit rates of a policy: of lookups (distinct experts of a call) after the warm-up, by capacity in slots [C], each
+    for one expert.
+    """
 
     policy: str
     capacity: Array
@@ -45,16 +49,39 @@ class HitRates:
 
 
 @dataclass(frozen=True)
+class Misses:
+    """Where a cache misses: counts [num_layers of the trace, E] of lookups after the warm-up, of `policy` with
+    `capacity` slots.
+    """
+
+    policy: str
+    capacity: int
+    counts: Array
+
+
+@dataclass(frozen=True)
 class HitRateCurves:
-    """The curves of a trace. tokens: replayed, of which the first warmup_tokens only fill the cache; the others made
-    so many lookups.
+    """The curves of a trace. num_layers: that were called; bank, cycle, least: experts of all of them, that a token
+    uses on its way through them, and that the plugin's cache needs slots for. tokens: replayed, of which the first
+    warmup_tokens only fill the cache; the others made so many lookups. rows: tokens of a step, a mean.
     """
 
     phase: int
+    num_layers: int
+    bank: int
+    cycle: int
+    least: int
     tokens: int
     warmup_tokens: int
     lookups: int
+    rows: float
     curves: tuple[HitRates, ...]
+    misses: Misses
+
+    @property
+    def lookups_per_token(self) -> float:
+        """Distinct experts of a call, by token: top_k a layer for one sequence, fewer where those of a batch share."""
+        return self.lookups / max(self.tokens - self.warmup_tokens, 1)
 
     def curve(self, policy: str) -> HitRates:
         """The curve of a policy; InvalidInputError for one that was not simulated."""
@@ -62,17 +89,6 @@ class HitRateCurves:
             if each.policy == policy:
                 return each
         raise InvalidInputError(f"policy={policy!r} was not simulated: there are {[c.policy for c in self.curves]}.")
-
-
-def token_cycle(trace: RoutingTrace) -> int:
-    """Experts that one token uses on its way through all layers: below that, a cache holds none long enough."""
-    return trace.num_layers * trace.top_k
-
-
-def layer_floor(capacity: int, num_layers: int, top_k: int) -> int:
-    """Slots that each layer keeps in a cache of `capacity` experts, as the plugin divides them."""
-    fair = capacity // num_layers
-    return 2 * top_k if 2 * top_k <= fair else min(top_k, fair)
 
 
 def decoding_calls(trace: RoutingTrace) -> tuple[RoutingTrace, int]:
@@ -91,17 +107,19 @@ def hit_rate_curves(
     shares: Sequence[float] = SHARES,
     progress: Callable[[float], None] | None = None,
 ) -> HitRateCurves:
-    """Simulates every policy at each share of all experts (and at one token's cycle), and pinned experts beside them.
+    """Simulates every policy at each share of all experts (and at the least), and pinned experts beside them.
 
-    Only decoding counts (see `decoding_calls`): prompts pass by a cache. "belady" knows the future and starts with the
-    experts that are needed first, which bounds the others; "static" has the experts that the warm-up used most, and no
-    other comes. Raises InvalidInputError for a trace without calls.
+    Experts are those of layers that were called. A capacity is a number of slots, which the plugin divides as it would
+    (`SlotDivision`). Only decoding counts (see `decoding_calls`): prompts pass by a cache. "belady" knows the future,
+    has all slots for its cache and starts with the experts that are needed first, which bounds the others; "static" has
+    the experts that the warm-up used most, and no other comes. Raises InvalidInputError for a trace without calls.
     """
-    if trace.num_calls == 0:
+    if len(trace.experts) == 0:
         raise InvalidInputError("the trace holds no call: record some tokens first.")
-    calls, phase = decoding_calls(trace)
+    calls, phase = decoding_calls(trace.select(trace.tokens_of_calls > 0))
+    calls = calls.called_layers_only()
     bank = calls.num_layers * calls.num_experts
-    least = min(token_cycle(calls), bank)
+    least = SlotDivision.of(bank, calls.num_layers, calls.num_experts, calls.top_k).least
     sizes = sorted({least} | {round(share * bank) for share in shares if round(share * bank) >= least})
     replay = _Replay(calls)
     jobs = [(policy, capacity) for policy in (*POLICIES, "static") for capacity in sizes]
@@ -115,20 +133,39 @@ def hit_rate_curves(
         HitRates(policy, np.array(sizes), np.array([rates[policy, size] for size in sizes]))
         for policy in (*POLICIES, "static")
     )
-    return HitRateCurves(phase, _tokens(calls), _tokens(replay.warmup), replay.num_lookups, curves)
+    cycle = calls.num_layers * calls.top_k
+    capacity = max(round(MISS_SHARE * bank), least)
+    counts = np.zeros((trace.num_layers, trace.num_experts), np.int64)
+    counts[np.unique(trace.layers[trace.tokens_of_calls > 0])] = replay.misses(MISS_POLICY, capacity)
+    return HitRateCurves(
+        phase=phase,
+        num_layers=calls.num_layers,
+        bank=bank,
+        cycle=cycle,
+        least=least,
+        tokens=round(len(calls.experts) / cycle),
+        warmup_tokens=round(len(replay.warmup.experts) / cycle),
+        lookups=replay.num_lookups,
+        rows=float(calls.tokens_of_calls.mean()),
+        curves=curves,
+        misses=Misses(MISS_POLICY, capacity, counts),
+    )
 
 
 class _Replay:
-    """Decoding calls, of which the first part fills a cache and the rest counts."""
+    """Decoding calls, of which the first part fills a cache and the rest counts. Where a single pass is all there is,
+    everything counts.
+    """
 
     def __init__(self, calls: RoutingTrace) -> None:
         self._calls = calls
         first = int(calls.num_calls * WARMUP)
         starts = np.flatnonzero(calls.layers[first:] == calls.layers[0])
-        self._first = first + int(starts[0]) if starts.size else first
+        self._first = first + int(starts[0]) if starts.size else 0
         self._tail = calls.select(slice(self._first, None))
         self.warmup = calls.select(slice(self._first))
-        keys = np.repeat(calls.layers.astype(np.int64), np.diff(calls.offsets)) * calls.num_experts + calls.experts
+        layers = np.repeat(calls.layers.astype(np.int64), np.diff(calls.offsets))
+        self._keys = keys = layers * calls.num_experts + calls.experts
         head = int(calls.offsets[self._first])
         self._bank = calls.num_layers * calls.num_experts
         used = np.bincount(keys[:head], minlength=self._bank)
@@ -145,11 +182,22 @@ class _Replay:
             setup = CacheSetup(capacity, policy, preloaded=self._needed_first[:capacity].tolist())
             outcomes = simulate_cache(self._tail, setup).outcomes
         else:
-            floor = layer_floor(capacity, self._calls.num_layers, self._calls.top_k)
-            outcomes = simulate_cache(self._calls, CacheSetup(capacity, policy, floor)).outcomes
-            outcomes = outcomes[int(self._calls.offsets[self._first]) :]
+            outcomes = self._online(policy, capacity)
         hits, misses = int((outcomes == 1).sum()), int((outcomes == 0).sum())
         return hits / max(hits + misses, 1)
+
+    def misses(self, policy: str, capacity: int) -> Array:
+        """How often each expert [L, E] was not there."""
+        missed = self._keys[int(self._calls.offsets[self._first]) :][self._online(policy, capacity) == 0]
+        counts: Array = np.bincount(missed, minlength=self._bank).reshape(-1, self._calls.num_experts)
+        return counts
+
+    def _online(self, policy: str, capacity: int) -> Array:
+        """Outcomes, after the warm-up, of the plugin's cache with so many slots."""
+        calls = self._calls
+        slots = SlotDivision.of(capacity, calls.num_layers, calls.num_experts, calls.top_k)
+        setup = CacheSetup(slots.capacity, policy, slots.layer_floor, share=slots.share)
+        return simulate_cache(calls, setup).outcomes[int(calls.offsets[self._first]) :]
 
     def _static(self, capacity: int) -> float:
         pinned = np.zeros(self._bank, bool)
@@ -170,8 +218,3 @@ class _Replay:
         calls = np.repeat(np.arange(tail.num_calls, dtype=np.int64), sizes)
         result: Array = np.unique(calls * self._bank + keys) % self._bank
         return result
-
-
-def _tokens(calls: RoutingTrace) -> int:
-    layers = max(len(np.unique(calls.layers)), 1)
-    return round(len(calls.experts) / (calls.top_k * layers))

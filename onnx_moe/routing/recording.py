@@ -39,18 +39,27 @@ class LayerCounters:
 class Recording:
     """What a session records while `record` lasts, and after."""
 
-    def __init__(self, name: str, full: bool) -> None:
+    def __init__(self, name: str, mode: str) -> None:
         self._name = name.encode()
-        self._full = full
+        self._mode = mode
         self._kept: tuple[tuple[LayerCounters, ...], RoutingTrace | None, int] | None = None
 
     def label(self, *, phase: str | None = None, request: int = 0) -> None:
-        """Later runs belong to `request` and to `phase`: "prefill", "decode", or None, by the shape of each call.
+        """Later runs belong to `request` and to `phase`: "prefill", "decode", or None.
 
-        By shape, a call decodes when its hidden states [..., sequence, H] have sequences of length 1 ([T, H]: one row).
+        None: `onnx_moe.generation.DecoderSession` knows a prompt from new tokens and says so. Elsewhere the shape of
+        each call decides: it decodes when its hidden states [..., sequence, H] have sequences of length 1. Exported
+        decoders flatten them to [tokens, H], where only a single row decodes: for batches, name the phase.
         """
+        if not -(2**31) <= request < 2**31:
+            raise InvalidInputError(f"request is {request}, but must fit into 32 bits: number requests from 0.")
         number = _BY_SHAPE if phase is None else phase_number(phase)
         _native.check(_native.library().onnx_moe_recording_label(self._name, number, request))
+
+    @property
+    def mode(self) -> str:
+        """What the session keeps: "counters" or "full"."""
+        return self._mode
 
     @property
     def layers(self) -> tuple[LayerCounters, ...]:
@@ -65,7 +74,7 @@ class Recording:
     @property
     def trace(self) -> RoutingTrace:
         """Every call so far. Raises InvalidInputError when the session keeps counters only, or nothing ran."""
-        if not self._full:
+        if self._mode != "full":
             raise InvalidInputError("the session keeps counters only: make it with the entry onnx_moe.trace = full.")
         trace = self._read()[1]
         if trace is None:
@@ -101,13 +110,28 @@ def record(session: onnxruntime.InferenceSession) -> Iterator[Recording]:
             'the session does not record routing: call options.add_session_config_entry("onnx_moe.trace", "full") '
             '(or "counters") and make it by onnx_moe.InferenceSession(path, options).'
         )
-    recording = Recording(name, mode == "full")
+    recording = Recording(name, str(mode))
     _native.check(_native.library().onnx_moe_recording_clear(name.encode()))
     recording.label()
     try:
         yield recording
     finally:
         recording.close()
+
+
+@contextmanager
+def known_phase(session: onnxruntime.InferenceSession, phase: int) -> Iterator[None]:
+    """What `session` runs in the block belongs to PREFILL or DECODE where no label says another, if it records."""
+    name = config_entry(session.get_session_options(), "onnx_moe.trace_name")
+    if name is None:
+        yield
+        return
+    set_phase = _native.library().onnx_moe_recording_default_phase
+    _native.check(set_phase(name.encode(), phase))
+    try:
+        yield
+    finally:
+        _native.check(set_phase(name.encode(), _BY_SHAPE))
 
 
 def _column(pointer: Any, length: int, kind: type[np.generic]) -> NDArray[Any]:

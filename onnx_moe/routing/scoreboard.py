@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_moe.prefetch import PrefetchStrategy, RoutingHistory, predict_next_experts
+from onnx_moe.routing.sampling import sample_of
 from onnx_moe.routing.trace import DECODE, RoutingTrace
 
 Array = NDArray[Any]
@@ -21,19 +22,20 @@ SCORED_TOKENS = 192
 
 def scored_part(trace: RoutingTrace) -> RoutingTrace:
     """The last of a trace's tokens: predictors are written in Python and see every one."""
-    return trace.last_calls(SCORED_TOKENS * trace.top_k * trace.num_layers)
+    part = sample_of(trace, SCORED_TOKENS * trace.top_k * len(np.unique(trace.layers)))
+    return trace if part is None else part
 
 
 @dataclass(frozen=True)
 class History:
     """What is known when a layer is about to run for a token.
 
-    tokens: experts of this layer for the sequence's earlier tokens, oldest first (the last ones). previous_layer: those
-    that the layer before chose for this token; None for the first layer.
+    past: experts of this layer for the sequence's last tokens. previous_layer: those that the layer before chose for
+    this token; None for the first layer.
     """
 
     layer: int
-    tokens: Sequence[Sequence[int]]
+    past: RoutingHistory
     previous_layer: Sequence[int] | None
 
 
@@ -83,35 +85,22 @@ def _best(scores: Array, budget: int) -> list[int]:
     return chosen
 
 
-class Repeat:
-    """The experts of the sequence's last token."""
+class Temporal:
+    """What the sequence's last tokens tell, by the rule of `predict_next_experts`."""
+
+    def __init__(self, strategy: PrefetchStrategy, num_experts: int) -> None:
+        self._strategy = strategy
+        self._num_experts = num_experts
 
     def predict(self, history: History, budget: int) -> Sequence[int]:
         """See Predictor."""
-        return list(history.tokens[-1])[:budget] if history.tokens else []
-
-    def observe(self, history: History, experts: Sequence[int]) -> None:
-        """See Predictor."""
-
-
-class Recency:
-    """Frequency in the sequence's last tokens, decayed, with a bonus of 2 for the last token's experts."""
-
-    def __init__(self, decay: float = 0.9, bonus: float = 2.0) -> None:
-        self._decay = decay
-        self._bonus = bonus
-
-    def predict(self, history: History, budget: int) -> Sequence[int]:
-        """See Predictor."""
-        scores: Counter[int] = Counter()
-        weight = 1.0
-        for token in reversed(history.tokens):
-            for expert in token:
-                scores[expert] += weight  # type: ignore[assignment]
-            weight *= self._decay
-        for expert in history.tokens[-1] if history.tokens else ():
-            scores[expert] += self._bonus  # type: ignore[assignment]
-        return [expert for expert, _ in scores.most_common(budget)]
+        return predict_next_experts(
+            history.past.get_last_experts(),
+            history=history.past,
+            num_experts=self._num_experts,
+            strategy=self._strategy,
+            prefetch_k=budget,
+        )
 
     def observe(self, history: History, experts: Sequence[int]) -> None:
         """See Predictor."""
@@ -160,8 +149,8 @@ def default_predictors(num_experts: int) -> dict[str, Predictor]:
     """The predictors of the profile's scoreboard by name, besides chance."""
     return {
         "popularity": Popularity(num_experts),
-        "repeat": Repeat(),
-        "recency": Recency(),
+        "repeat": Temporal(PrefetchStrategy.REPEAT, num_experts),
+        "recency": Temporal(PrefetchStrategy.TOP_K_RECENCY, num_experts),
         "cross-layer": CrossLayer(num_experts),
     }
 
@@ -179,7 +168,7 @@ def scoreboard(
     decoding calls.
     """
     tallies = {(name, budget): _Tally(trace.num_layers) for name in predictors for budget in budgets}
-    streams: dict[tuple[int, int, int], deque[list[int]]] = {}
+    streams: dict[tuple[int, int, int], RoutingHistory] = {}
     previous: list[list[list[int]]] = [[] for _ in range(trace.num_layers)]
     for call in range(trace.num_calls):
         layer, request, decode = int(trace.layers[call]), int(trace.requests[call]), trace.phases[call] == DECODE
@@ -188,7 +177,7 @@ def scoreboard(
         weights = None if trace.weights is None else trace.weights[part].reshape(-1, trace.top_k).tolist()
         before = previous[layer - 1] if layer and len(previous[layer - 1]) == len(rows) else None
         for row, experts in enumerate(rows):
-            stream = streams.setdefault((layer, request, row if decode else 0), deque(maxlen=window))
+            stream = streams.setdefault((layer, request, row if decode else 0), RoutingHistory(layer, window))
             history = History(layer, stream, None if before is None else before[row])
             for name, predictor in predictors.items():
                 predicted = predictor.predict(history, max(budgets))
@@ -196,7 +185,7 @@ def scoreboard(
                     mass = None if weights is None else weights[row]
                     tallies[name, budget].add(layer, predicted[:budget], experts, mass)
                 predictor.observe(history, experts)
-            stream.append(experts)
+            stream.record(experts)
         previous[layer] = rows
         if progress is not None and call % 1024 == 0:
             progress(call / trace.num_calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnx_moe.errors import InvalidInputError
 from onnx_moe.routing.models import KnownModel, known_model
-from onnx_moe.routing.trace import DECODE, PREFILL, RoutingTrace
+from onnx_moe.routing.trace import DECODE, PREFILL, RoutingTrace, check_sizes
 
 Array = NDArray[Any]
 
@@ -46,6 +47,21 @@ class RoutingStyle:
     topic_tokens: float = 400.0
     reuse: float = 2.5
 
+    def __post_init__(self) -> None:
+        least = {
+            "zipf": 0,
+            "topic_spread": 0,
+            "kind_spread": 0,
+            "num_kinds": 1,
+            "num_topics": 1,
+            "topic_tokens": 1,
+            "reuse": 0,
+        }
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= bound):
+                raise InvalidInputError(f"{name} is {value}, but must be at least {bound}.")
+
 
 class RoutingSimulator:
     """Draws routing for layers of num_experts; the same seed draws the same. Raises InvalidInputError for sizes that
@@ -55,6 +71,9 @@ class RoutingSimulator:
     def __init__(
         self, num_layers: int, num_experts: int, top_k: int, style: RoutingStyle | None = None, seed: int = 0
     ) -> None:
+        check_sizes(num_experts, num_layers, top_k)
+        if seed < 0:
+            raise InvalidInputError(f"seed is {seed}, but must be at least 0.")
         self._style = style or RoutingStyle()
         self._shape = (num_layers, num_experts)
         self._top_k = top_k

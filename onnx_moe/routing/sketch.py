@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from onnx_moe.errors import InvalidInputError
@@ -48,6 +49,11 @@ class RoutingSketch:
                 f"probabilities has shape {list(probabilities.shape)}, but must be [{tokens}, {trace.num_experts}]: "
                 "one row for each token of each call, before top-k."
             )
+        if probabilities is not None and not bool((np.isfinite(probabilities) & (probabilities >= 0)).all()):
+            raise InvalidInputError(
+                "probabilities holds negative values or such that are no numbers: pass what the logits become, not the "
+                "logits (`router_probabilities`)."
+            )
         for first in range(0, trace.num_calls, _CHUNK):
             last = min(first + _CHUNK, trace.num_calls)
             rows = slice(int(trace.offsets[first]) // trace.top_k, int(trace.offsets[last]) // trace.top_k)
@@ -59,5 +65,6 @@ class RoutingSketch:
     def counts(self) -> RoutingCounts:
         """What is counted so far."""
         with self._lock:
-            columns = {name: shaped(name, self._native.column(name), *self._sizes) for name in SHAPES}
-        return RoutingCounts(*self._sizes, columns)
+            names = SHAPES.keys() - {"uses"}
+            columns = {name: shaped(name, self._native.column(name), *self._sizes) for name in names}
+        return RoutingCounts(*self._sizes, {**columns, "uses": columns["rank_counts"].sum(-1)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from onnx_moe.errors import InvalidInputError
 from onnx_moe.operators import DOMAIN
-from onnx_moe.routing.profile import RoutingProfile, profile_trace
+from onnx_moe.routing.counters import profile_recording
+from onnx_moe.routing.profile import RoutingProfile
 from onnx_moe.routing.recording import Recording, record
 from onnx_moe.routing.trace import DECODE, PHASES, PREFILL
 from onnx_moe.session import InferenceSession
@@ -82,7 +84,8 @@ def profile_text(
     if not texts:
         raise InvalidInputError("there is no text to run: give at least one.")
     session = _session(model)
-    pieces = [piece for _, tokens in texts for piece in (requests or Requests()).of(tokens)]
+    named = [(name, piece) for name, tokens in texts for piece in (requests or Requests()).of(tokens)]
+    pieces = [piece for _, piece in named]
     prompt_tokens = (requests or Requests()).prompt_tokens
     decoder = DecoderSession(session)
     with record(session) as recording:
@@ -92,13 +95,13 @@ def profile_text(
                 progress("running", (number + 1) / len(pieces))
     if recording.dropped_calls:
         logger.warning("%d calls are not in the trace, which was full.", recording.dropped_calls)
-    return profile_trace(
-        recording.trace,
+    return profile_recording(
+        recording,
         name=Path(model).stem,
         expert_bytes=expert_bytes_of(model, recording.trace.num_layers),
         source=", ".join(name for name, _ in texts),
-        dropped_calls=recording.dropped_calls,
-        progress=progress,
+        facts=facts_of(model),
+        class_of_request={number: name for number, (name, _) in enumerate(named)},
     )
 
 
@@ -128,6 +131,17 @@ def _run(decoder: Any, recording: Recording, tokens: NDArray[np.int64], prompt_t
         recording.label(phase=PHASES[DECODE if begin else PREFILL], request=request)
         _, cache = decoder.step(tokens[None, begin:end], np.ones((1, end), np.int64), cache)
         begin = end
+
+
+def facts_of(model: str | Path) -> dict[str, str]:
+    """What tells a model file from others: a hash of the graph (not of weights beside it), and the experts' format."""
+    graph = ir.from_proto(onnx.load(model, load_external_data=False)).graph
+    nodes = [node for node in ir.traversal.RecursiveGraphIterator(graph) if node.op_type in _EXPERT_INPUTS]
+    formats = sorted({node.attributes.get_string("format", "") for node in nodes if node.domain == DOMAIN} - {""})
+    return {
+        "graph SHA-256": hashlib.sha256(Path(model).read_bytes()).hexdigest()[:16],
+        "experts’ format": ", ".join(formats),
+    }
 
 
 def expert_bytes_of(model: str | Path, num_layers: int) -> int | None:

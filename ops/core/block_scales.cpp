@@ -159,6 +159,13 @@ float ScaleChooser::inverse_of(int code) const {
   return std::min(inverse_global_ / value, std::numeric_limits<float>::max());
 }
 
+int ScaleChooser::neighbour(int code, int steps) const {
+  constexpr int kFloat16Step = 64;
+  if (format_.format == Format::kMxfp4) return std::clamp(code + steps, 0, kLargestE8M0);
+  if (format_.format == Format::kNvfp4) return std::clamp(code + steps, kSmallestE4M3, kLargestE4M3);
+  return std::clamp(code + kFloat16Step * steps, kSmallestFloat16, kLargestFloat16);
+}
+
 int ScaleChooser::rule_code(float largest, ScaleRule rule) const {
   if (format_.format == Format::kMxfp4) return e8m0_code(largest, rule);
   const ScaleType& type = format_.format == Format::kNvfp4 ? kE4M3 : kFloat16;

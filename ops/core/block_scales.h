@@ -31,17 +31,22 @@ class ScaleChooser {
 
   ChosenScale choose(const Block& block) const;
 
+  // By value, the global scale included; `code` is one that a block may have.
+  float scale(int code) const;
+
   // 1 / (scale · global scale): finite, so that a zero times it stays a zero however small the scale is.
   float inverse(int code) const;
+
+  // The code of a scale `steps` further than `code`: an octave each (mxfp4), an eighth of one at most (nvfp4), a
+  // sixteenth (fp4); the last one that a block may have where there is none so far off.
+  int neighbour(int code, int steps) const;
 
  private:
   float inverse_of(int code) const;
   int rule_code(float largest, ScaleRule rule) const;
-  int start_code(float largest) const;
   ChosenScale search_mxfp4(const Block& block) const;
   ChosenScale search_nvfp4(const Block& block) const;
   ChosenScale search_fp4(const Block& block) const;
-  float scale(int code) const;
 
   BlockFormat format_;
   ScaleRule rule_;

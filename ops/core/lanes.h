@@ -36,6 +36,12 @@ ONNX_MOE_INLINE void round_to_e2m1(Lanes& lanes) {
   lanes = rounded > kE2M1Max ? Lanes{} + kE2M1Max : rounded;
 }
 
+// Codes of E2M1 values ≥ 0: from 1 on, exponent and mantissa bits of a value count up in step with its code.
+ONNX_MOE_INLINE void e2m1_codes(const Lanes& values, LaneWords& codes) {
+  const LaneWords small = __builtin_convertvector(values + values, LaneWords);
+  codes = values < 1.0f ? small : ((LaneWords)values >> 22) - 252u;
+}
+
 // Sum in a fixed order: the same on every machine.
 ONNX_MOE_INLINE float sum(const Lanes& lanes) {
   float part[kLanes];

@@ -56,8 +56,7 @@ float largest_of(const SourceMatrix& source, int64_t count) {
   return source.type == ElementType::kFloat16 ? float_from_float16(word) : float_from_bfloat16(word);
 }
 
-// Codes of a row whose blocks are divided by their scales: from 1 on, exponent and mantissa bits of an E2M1 value count
-// up in step with its code.
+// Codes of a row whose blocks are divided by their scales.
 ONNX_MOE_WIDE void encode(const float* row, int64_t blocks, int64_t block_size, const float* inverses, uint8_t* codes) {
   typedef uint64_t Pairs __attribute__((vector_size(64)));
   typedef uint8_t Bytes __attribute__((vector_size(8)));
@@ -69,9 +68,9 @@ ONNX_MOE_WIDE void encode(const float* row, int64_t blocks, int64_t block_size, 
       absolute(values);
       values *= inverses[b];
       round_to_e2m1(values);
-      const LaneWords small = __builtin_convertvector(values + values, LaneWords);
-      const LaneWords codes_of_values = (values < 1.0f ? small : ((LaneWords)values >> 22) - 252u) | signs;
-      const Pairs pairs = (Pairs)codes_of_values;  // little-endian: the even column is the low half
+      LaneWords codes_of_values;
+      e2m1_codes(values, codes_of_values);
+      const Pairs pairs = (Pairs)(codes_of_values | signs);  // little-endian: the even column is the low half
       const Bytes bytes = __builtin_convertvector(pairs | pairs >> 28, Bytes);
       std::memcpy(codes + (b * block_size + i) / 2, &bytes, sizeof bytes);
     }
@@ -83,14 +82,6 @@ void check_finite(const float* row, const std::vector<float>& largest, int64_t r
   for (int64_t i = 0; i < columns; ++i) {
     require(std::isfinite(row[i]), "weights hold ", row[i], " at row ", row_index, ", column ", i,
             ": only finite weights can be quantized");
-  }
-}
-
-void store_scale(const Fp4Matrix& matrix, int64_t index, int code) {
-  if (matrix.format.format == Format::kFp4) {
-    static_cast<uint16_t*>(matrix.scales)[index] = static_cast<uint16_t>(code);
-  } else {
-    static_cast<uint8_t*>(matrix.scales)[index] = static_cast<uint8_t>(code);
   }
 }
 
@@ -170,7 +161,7 @@ void quantize(const Kernel& kernel, const SourceMatrix& source, ScaleRule rule, 
     reader.read(r);
     for (int64_t b = 0; b < reader.blocks(); ++b) {
       const int code = chooser.choose(reader.block(b)).code;
-      store_scale(matrix, r * reader.blocks() + b, code);
+      store_scale_code(matrix, r * reader.blocks() + b, code);
       inverses[static_cast<size_t>(b)] = chooser.inverse(code);
     }
     encode(reader.row(), reader.blocks(), matrix.format.block_size, inverses.data(),

@@ -20,6 +20,20 @@ struct Fp4Matrix {
   float global_scale;
 };
 
+// A scale as the format stores it, by its index in `matrix`.
+inline void store_scale_code(const Fp4Matrix& matrix, int64_t index, int code) {
+  if (matrix.format.format == Format::kFp4) {
+    static_cast<uint16_t*>(matrix.scales)[index] = static_cast<uint16_t>(code);
+  } else {
+    static_cast<uint8_t*>(matrix.scales)[index] = static_cast<uint8_t>(code);
+  }
+}
+
+inline int load_scale_code(const Fp4Matrix& matrix, int64_t index) {
+  if (matrix.format.format == Format::kFp4) return static_cast<const uint16_t*>(matrix.scales)[index];
+  return static_cast<const uint8_t*>(matrix.scales)[index];
+}
+
 // Weights to quantise. importance: float [columns] ≥ 0, multiplies the squared errors of a column for kMse; may be
 // null.
 struct SourceMatrix {

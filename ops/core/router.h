@@ -44,6 +44,15 @@ struct RouterInput {
   float* router_logits;  // may be null
 };
 
+// What a router chooses by, besides its matrix. Biases may be null; those that are there have num_experts values.
+struct RouterChoice {
+  RouterAttributes attributes;
+  int64_t num_experts = 0;
+  const void* gate_bias = nullptr;
+  ElementType bias_type = ElementType::kFloat;
+  const float* correction_bias = nullptr;
+};
+
 Scoring parse_scoring(const std::string& name);
 GroupScoring parse_group_scoring(const std::string& name);
 

@@ -26,16 +26,16 @@ class Stopwatch {
 
 }  // namespace
 
-PooledCall::PooledCall(ResidencyEngine& engine, int64_t layer) : engine_(engine), layer_(layer) {
-  const ExpertLayer& experts = engine.experts_.layers[static_cast<size_t>(layer)];
-  data_.assign(experts.projections.size(), std::vector<ExpertData>(static_cast<size_t>(experts.num_experts)));
-}
-
 // Once the other constructor is through, the destructor gives back what this one has when it throws.
 PooledCall::PooledCall(ResidencyEngine& engine, int64_t layer, const int32_t* expert_ids, int64_t count)
     : PooledCall(engine, layer) {
+  const Stopwatch watch(busy_ns_);
+  const ExpertLayer& experts = engine.experts_.layers[static_cast<size_t>(layer)];
+  for (size_t projection = 0; projection < experts.projections.size(); ++projection) {
+    // make_unique would clear it, which takes as long as looking up the experts of a token.
+    data_.push_back(std::unique_ptr<ExpertData[]>(new ExpertData[static_cast<size_t>(experts.num_experts)]));
+  }
   const ResidencyEngine::Lock lock(engine_.mutex_);
-  const Stopwatch watch(engine_.statistics_.bookkeeping_ns);
   engine_.planner_->look_up(*engine_.residents_, layer, expert_ids, count, visit_);
   note_keys();
   count_visit();
@@ -59,11 +59,15 @@ PooledCall::~PooledCall() {
     return std::none_of(awaited_.begin(), awaited_.end(), loading) &&
            std::none_of(loading_.begin(), loading_.end(), [&](const Staged& staged) { return loading(staged.place); });
   });
-  release_all();
-  free_computed();
-  for (const Staged& staged : loading_) engine_.empty(staged.place);
-  for (const Speculation::Entry& entry : ahead_) engine_.drop(entry);
-  engine_.changed_.notify_all();
+  {
+    const Stopwatch watch(busy_ns_);
+    release_all();
+    free_computed();
+    for (const Staged& staged : loading_) engine_.empty(staged.place);
+    for (const Speculation::Entry& entry : ahead_) engine_.drop(entry);
+    engine_.changed_.notify_all();
+  }
+  engine_.statistics_.bookkeeping_ns += busy_ns_;
 }
 
 void PooledCall::note_keys() {
@@ -140,6 +144,7 @@ void PooledCall::stage() {
 }
 
 ExpertSet PooledCall::next() {
+  const Stopwatch watch(busy_ns_);
   ResidencyEngine::Lock lock(engine_.mutex_);
   set_.clear();
   free_computed();
@@ -196,9 +201,11 @@ void PooledCall::hand_out(int64_t place, int64_t key) {
 }
 
 void PooledCall::release_all() {
+  if (leased_.empty()) return;
   for (const int64_t key : leased_) engine_.release(key);
   leased_.clear();
   awaited_.clear();
+  engine_.changed_.notify_all();
 }
 
 void PooledCall::free_computed() {
@@ -215,6 +222,7 @@ void PooledCall::wait(ResidencyEngine::Lock& lock) {
     engine_.changed_.wait(lock);
   }
   engine_.statistics_.stall_ns += stalled;
+  busy_ns_ -= stalled;
 }
 
 }  // namespace onnx_moe

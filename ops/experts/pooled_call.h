@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -15,7 +16,7 @@ class PooledCall final : public ExpertSource {
   ~PooledCall() override;
 
   ExpertSet next() override;
-  const ExpertData* resident(size_t projection) const override { return data_[projection].data(); }
+  const ExpertData* resident(size_t projection) const override { return data_[projection].get(); }
 
  private:
   using State = ResidencyEngine::State;
@@ -25,7 +26,7 @@ class PooledCall final : public ExpertSource {
     int64_t key;
   };
 
-  PooledCall(ResidencyEngine& engine, int64_t layer);
+  PooledCall(ResidencyEngine& engine, int64_t layer) : engine_(engine), layer_(layer) {}
 
   void note_keys();
   void count_visit();
@@ -44,6 +45,7 @@ class PooledCall final : public ExpertSource {
 
   ResidencyEngine& engine_;
   int64_t layer_;
+  int64_t busy_ns_ = 0;  // in here, waits for reads left out
   Visit visit_;
   std::vector<int64_t> keys_;  // all of the visit's, in the order of their first token
   size_t next_missing_ = 0;
@@ -54,7 +56,7 @@ class PooledCall final : public ExpertSource {
   std::vector<Staged> loading_;            // in the staging area, not handed out yet
   std::vector<Staged> computed_;           // handed out with the last set
   std::vector<int32_t> set_;
-  std::vector<std::vector<ExpertData>> data_;  // by projection and expert
+  std::vector<std::unique_ptr<ExpertData[]>> data_;  // by projection and expert; set for those handed out
 };
 
 }  // namespace onnx_moe

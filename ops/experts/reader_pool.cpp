@@ -29,7 +29,7 @@ void ReaderPool::submit(int64_t load, const std::vector<ReadPiece>& pieces, Urge
     std::deque<Task>& queue = urgency == Urgency::kDemand ? demanded_ : speculative_;
     for (const ReadPiece& piece : pieces) queue.push_back({piece, shared});
   }
-  wake_.notify_all();
+  wake_.notify_one();  // who wakes the next: waking a thread takes microseconds, which are the caller's here
 }
 
 void ReaderPool::promote(int64_t load) {
@@ -55,6 +55,7 @@ ReaderPool::Task ReaderPool::take() {
   std::deque<Task>& queue = demanded_.empty() ? speculative_ : demanded_;
   Task task = std::move(queue.front());
   queue.pop_front();
+  if (!demanded_.empty() || !speculative_.empty()) wake_.notify_one();
   return task;
 }
 

@@ -11,14 +11,20 @@ bool ResidencyEngine::asks_next_gate() {
   return options_.prefetch == PrefetchSignalKind::kNextGate && mode() == ResidencyMode::kPool;
 }
 
+// Routers are all there before the first call: no lock.
+const RouterChoice* ResidencyEngine::next_choice(int64_t first_layer) const {
+  const auto next = routers_.upper_bound(first_layer);
+  return next == routers_.end() ? nullptr : &next->second;
+}
+
 void ResidencyEngine::next_gate_chose(int64_t first_layer, const int32_t* experts, int64_t count) {
   const Lock lock(mutex_);
   if (!speculation_) return;
   const auto next = routers_.upper_bound(first_layer);
   if (next == routers_.end()) return;
   const auto after = std::next(next);
-  const int64_t end = std::min(after == routers_.end() ? bank_.layers : *after, bank_.layers);
-  for (int64_t layer = *next; layer < end; ++layer) {
+  const int64_t end = std::min(after == routers_.end() ? bank_.layers : after->first, bank_.layers);
+  for (int64_t layer = next->first; layer < end; ++layer) {
     std::vector<int32_t>& choice = next_gate_choice_[static_cast<size_t>(layer)];
     choice.clear();
     std::copy_if(experts, experts + count, std::back_inserter(choice),

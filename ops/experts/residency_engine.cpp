@@ -109,7 +109,6 @@ void ResidencyEngine::release(int64_t key) {
     residents_->erase(key);
     empty(key);
   }
-  changed_.notify_all();
 }
 
 std::optional<int64_t> ResidencyEngine::free_place(int64_t first, int64_t count) const {
@@ -125,7 +124,7 @@ std::optional<int64_t> ResidencyEngine::free_staging() const {
 }
 
 void ResidencyEngine::finished(int64_t place_index, const std::string& error) {
-  const Lock lock(mutex_);
+  Lock lock(mutex_);
   if (!error.empty()) ++statistics_.failed_loads;
   int64_t index = place_index;
   if (place(index).moves_to != kStays) {
@@ -140,6 +139,7 @@ void ResidencyEngine::finished(int64_t place_index, const std::string& error) {
   } else if (index < bank_.size()) {
     release(index);
   }
+  lock.unlock();  // or who is woken would wait for it
   changed_.notify_all();
 }
 

@@ -5,15 +5,16 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/expert_source.h"
+#include "core/router.h"
 #include "experts/page_populator.h"
 #include "experts/reader_pool.h"
 #include "experts/record_layout.h"
@@ -38,7 +39,7 @@ class ResidencyEngine {
   ResidencyEngine& operator=(const ResidencyEngine&) = delete;
 
   // A router whose experts are the layers that are added next. Returns the first one's number.
-  int64_t add_router(bool knows_next_gate);
+  int64_t add_router(const RouterChoice& choice, bool knows_next_gate);
   // All of them before the first call. Returns the layer's number.
   int64_t add_layer(ExpertLayer layer);
 
@@ -47,6 +48,8 @@ class ResidencyEngine {
 
   // Whether anybody asks what the next router's gate says of this one's hidden states.
   bool asks_next_gate();
+  // What the router after this one, whose first layer this is, chooses by; null behind the last one.
+  const RouterChoice* next_choice(int64_t first_layer) const;
   // The answer of the router whose first layer this is: experts of the next router's layers, the likeliest first.
   void next_gate_chose(int64_t first_layer, const int32_t* experts, int64_t count);
 
@@ -98,6 +101,7 @@ class ResidencyEngine {
   bool admit(int64_t key, const Speculation::Entry* read_ahead);
   void make_resident(int64_t key, const Speculation::Entry* read_ahead);
   void empty(int64_t place_index);
+  // Ends a lease; whoever waits for one is to be notified.
   void release(int64_t key);
   // A free place of a side area, if there is one.
   std::optional<int64_t> free_place(int64_t first, int64_t count) const;
@@ -116,7 +120,7 @@ class ResidencyEngine {
   ResidencyOptions options_;
   Decided decided_;
   ExpertLayers experts_;
-  std::set<int64_t> routers_;  // by their first layers
+  std::map<int64_t, RouterChoice> routers_;  // by their first layers
   bool any_next_gate_ = false;
   std::optional<FileMappings> mappings_;  // while layers are added: ONNX Runtime has mapped all before the first one
   std::once_flag started_;

@@ -16,11 +16,11 @@ constexpr double kDecay = 0.95;  // halves a use in about 14 tokens
 
 }  // namespace
 
-int64_t ResidencyEngine::add_router(bool knows_next_gate) {
+int64_t ResidencyEngine::add_router(const RouterChoice& choice, bool knows_next_gate) {
   const Lock lock(mutex_);
   any_next_gate_ |= knows_next_gate;
   const auto first_layer = static_cast<int64_t>(experts_.layers.size());
-  routers_.insert(first_layer);
+  routers_[first_layer] = choice;
   return first_layer;
 }
 

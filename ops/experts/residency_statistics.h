@@ -53,7 +53,7 @@ struct ResidencyStatistics {
   int64_t bytes_read = 0;
   int64_t failed_loads = 0;
   int64_t stall_ns = 0;        // calls waited for reads
-  int64_t bookkeeping_ns = 0;  // calls decided what to load
+  int64_t bookkeeping_ns = 0;  // all else that the cache took of calls' time
   std::vector<LayerResidency> layers;
 
   std::string to_json() const;

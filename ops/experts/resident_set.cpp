@@ -77,6 +77,7 @@ void ResidentSet::insert(int64_t key) {
   ++count_;
   ++layer_counts_[static_cast<size_t>(bank_.layer_of(key))];
   place(key);
+  place_layer(bank_.layer_of(key));  // perhaps above its floor now
 }
 
 void ResidentSet::erase(int64_t key) {
@@ -86,6 +87,7 @@ void ResidentSet::erase(int64_t key) {
   --count_;
   --layer_counts_[static_cast<size_t>(bank_.layer_of(key))];
   place(key);
+  place_layer(bank_.layer_of(key));
 }
 
 std::optional<int64_t> ResidentSet::victim(int64_t layer) const {
@@ -117,10 +119,11 @@ int64_t ResidentSet::earlier(int64_t a, int64_t b) const {
 void ResidentSet::place(int64_t key) {
   const int64_t layer = bank_.layer_of(key);
   const bool may_go = at(key).resident && at(key).leases == 0;
+  const int64_t first = first_of(layer);
   of_layers_[static_cast<size_t>(layer)].place(bank_.expert_of(key), may_go, [&](int64_t a, int64_t b) {
     return goes_before(bank_.key(layer, a), bank_.key(layer, b));
   });
-  place_layer(layer);
+  if (first_of(layer) != first || first == key) place_layer(layer);
 }
 
 void ResidentSet::place_layer(int64_t layer) {

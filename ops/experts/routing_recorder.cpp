@@ -20,6 +20,11 @@ Recorders& recorders() {
   return instance;
 }
 
+void check_phase(int32_t phase) {
+  require(phase >= RoutingRecorder::kByShape && phase < kPhases, "phase ", phase,
+          " is unknown: use 0 (prefill), 1 (decode) or -1 (by the shape of each call)");
+}
+
 }  // namespace
 
 int64_t RoutingRecorder::add_layer(const std::string& name) {
@@ -32,7 +37,8 @@ int64_t RoutingRecorder::add_layer(const std::string& name) {
 
 void RoutingRecorder::record(int64_t layer, const RoutedTokens& tokens, RoutingPhase phase) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (phase_ != kByShape) phase = static_cast<RoutingPhase>(phase_);
+  const int32_t known = phase_ != kByShape ? phase_ : default_phase_;
+  if (known != kByShape) phase = static_cast<RoutingPhase>(known);
   const auto index = static_cast<size_t>(layer);
   if (positions_[index] < 0) {
     positions_[index] = static_cast<int64_t>(execution_order_.size());
@@ -84,12 +90,16 @@ void RoutingRecorder::keep(int64_t position, const RoutedTokens& tokens, Routing
 }
 
 void RoutingRecorder::label(int32_t phase, int32_t request) {
-  require(phase >= kByShape && phase < kPhases, "phase ", phase,
-          " is unknown: use 0 (prefill), 1 (decode) or -1 "
-          "(by the shape of each call)");
+  check_phase(phase);
   const std::lock_guard<std::mutex> lock(mutex_);
   phase_ = phase;
   request_ = request;
+}
+
+void RoutingRecorder::set_default_phase(int32_t phase) {
+  check_phase(phase);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  default_phase_ = phase;
 }
 
 void RoutingRecorder::clear() {

@@ -49,6 +49,8 @@ class RoutingRecorder {
   // Later calls belong to `request` and, unless phase is kByShape, to this phase.
   static constexpr int32_t kByShape = -1;
   void label(int32_t phase, int32_t request);
+  // What calls are where no label says it: kByShape, or what the host knows of them.
+  void set_default_phase(int32_t phase);
   void clear();
 
   // Runs body(layers in order of execution, calls, dropped calls) while nothing is recorded.
@@ -71,6 +73,7 @@ class RoutingRecorder {
   TraceMode mode_;
   int64_t limit_;
   int32_t phase_ = kByShape;
+  int32_t default_phase_ = kByShape;
   int32_t request_ = 0;
   std::vector<RecordedLayer> layers_;  // as kernels were made
   std::vector<int64_t> positions_;     // of a layer in the order of execution; -1 before its first call

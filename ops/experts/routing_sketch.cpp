@@ -65,6 +65,8 @@ RoutingSketch::RoutingSketch(const ExpertBank& bank, int64_t top_k)
       transition_tokens_(product({bank.layers})),
       layer_shared_(product({bank.layers, bank.layers})),
       layer_tokens_(layer_shared_.size()),
+      layer_sizes_(layer_shared_.size()),
+      weighted_uses_(product({kPhases, bank.size()})),
       mass_(product({kPhases, bank.size()})),
       mass_squares_(mass_.size()),
       probability_sums_(mass_.size()),
@@ -141,6 +143,7 @@ void RoutingSketch::count_token(const Call& call, int64_t token) {
     const int64_t key = bank_.key(call.layer, experts[rank]);
     const double weight = weights ? static_cast<double>(weights[rank]) : 0.0;
     ++rank_counts_[static_cast<size_t>((keys_before + key) * top_k_ + rank)];
+    if (weights) ++weighted_uses_[static_cast<size_t>(keys_before + key)];
     mass_[static_cast<size_t>(keys_before + key)] += weight;
     mass_squares_[static_cast<size_t>(keys_before + key)] += weight * weight;
     windows_.choose(call.phase, window, key, weight);
@@ -212,6 +215,10 @@ void RoutingSketch::relate_to_earlier_layers(const Call& call) {
       const auto pair = static_cast<size_t>(layer * bank_.layers + call.layer);
       layer_shared_[pair] += count_shared(earlier.sets.data(), now.sets.data(), related * words_);
       layer_tokens_[pair] += related;
+      // Of tokens that chose an expert twice, less than top_k.
+      layer_sizes_[pair] += count_shared(earlier.sets.data(), earlier.sets.data(), related * words_);
+      layer_sizes_[static_cast<size_t>(call.layer * bank_.layers + layer)] +=
+          count_shared(now.sets.data(), now.sets.data(), related * words_);
     }
     if (layer + 1 == call.layer) count_transitions(earlier, now, call.layer);
   }
@@ -262,6 +269,8 @@ RoutingSketch::Column RoutingSketch::column(const std::string& name) const {
       {"transition_tokens", &transition_tokens_},
       {"layer_shared", &layer_shared_},
       {"layer_tokens", &layer_tokens_},
+      {"layer_sizes", &layer_sizes_},
+      {"weighted_uses", &weighted_uses_},
       {"lag_shared", &lag_shared_},
       {"lag_tokens", &lag_tokens_},
       {"gaps", &gaps_},

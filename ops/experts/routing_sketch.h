@@ -74,6 +74,7 @@ class RoutingSketch {
   // The columns, whose shapes and meanings are in onnx_moe.h.
   std::vector<int64_t> calls_, tokens_, rank_counts_, lag_shared_, lag_tokens_, gaps_, stack_distances_;
   std::vector<int64_t> probability_tokens_, first_use_, transition_tokens_, layer_shared_, layer_tokens_;
+  std::vector<int64_t> layer_sizes_, weighted_uses_;
   std::vector<int64_t> requests_column_ = {0};
   std::vector<double> mass_, mass_squares_, probability_sums_;
   std::vector<uint32_t> pairs_, transitions_;

@@ -9,7 +9,11 @@ namespace onnx_moe {
 
 namespace {
 
-constexpr int64_t kWindow = 32;  // candidates to a verdict
+// A model of hundreds of layers shows in a token or two whether its signal is good, a single layer after dozens: what
+// all layers had counts as much as so many candidates of the layer's own.
+constexpr double kPrior = 16;
+// Candidates of all layers before the first verdict.
+constexpr double kLeastJudged = 32;
 
 bool is_among(const std::vector<int64_t>& keys, int64_t key) {
   return std::find(keys.begin(), keys.end(), key) != keys.end();
@@ -31,20 +35,20 @@ PrefetchCounts& PrefetchCounts::operator+=(const PrefetchCounts& other) {
   return *this;
 }
 
-PrefetchGovernor::PrefetchGovernor(double least_useful) : least_useful_(least_useful), on_(least_useful <= 0) {}
-
-void PrefetchGovernor::judge(bool useful) {
-  useful_ += useful;
-  if (++judged_ < kWindow) return;
-  on_ = static_cast<double>(useful_) >= least_useful_ * static_cast<double>(judged_);
-  judged_ = useful_ = 0;
+void UsefulShare::judge(bool useful) {
+  judged_ = fade_ * judged_ + 1;
+  useful_ = fade_ * useful_ + (useful ? 1 : 0);
 }
 
 Speculation::Speculation(std::unique_ptr<PrefetchSignal> signal, const ExpertBank& bank, double least_useful)
-    : bank_(bank),
-      signal_(std::move(signal)),
-      layers_(static_cast<size_t>(bank.layers),
-              Layer{{PrefetchGovernor(least_useful), PrefetchGovernor(least_useful)}, {}, {}, {}, {}}) {}
+    : bank_(bank), signal_(std::move(signal)), least_useful_(least_useful), layers_(static_cast<size_t>(bank.layers)) {}
+
+bool Speculation::pays(const Layer& layer, size_t half) const {
+  if (least_useful_ <= 0) return true;
+  const UsefulShare& of_all = useful_[half];
+  if (layer.useful[half].judged() <= 0 || of_all.judged() < kLeastJudged) return false;
+  return layer.useful[half].with(kPrior, of_all.with(0, 0)) >= least_useful_;
+}
 
 std::vector<Speculation::Entry> Speculation::judge(int64_t layer, const std::vector<int64_t>& keys) {
   Layer& called = layers_[static_cast<size_t>(layer)];
@@ -54,7 +58,8 @@ std::vector<Speculation::Entry> Speculation::judge(int64_t layer, const std::vec
     const bool useful = is_among(keys, candidate.key);
     ++called.counts.candidates;
     called.counts.useful += useful;
-    called.governors[candidate.half].judge(useful);
+    called.useful[candidate.half].judge(useful);
+    useful_[candidate.half].judge(useful);
   }
   called.predicted.clear();
   called.candidates.clear();
@@ -72,7 +77,7 @@ std::vector<int64_t> Speculation::observe(const RoutedCall& call, int64_t likely
   propose(next, likely, residents);
   std::vector<int64_t> keys;
   for (const Candidate& candidate : next.candidates) {
-    const bool read = next.governors[candidate.half].on() && static_cast<int64_t>(keys.size()) < kMostReads;
+    const bool read = pays(next, candidate.half) && static_cast<int64_t>(keys.size()) < kMostReads;
     if (read) keys.push_back(candidate.key);
   }
   return keys;

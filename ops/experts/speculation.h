@@ -33,20 +33,20 @@ struct PrefetchCounts {
   PrefetchCounts& operator+=(const PrefetchCounts& other);
 };
 
-// Whether reading ahead for a layer pays. Candidates are judged whether they are read or not, so that a layer earns its
-// reads before the first one and can lose and earn them again.
-class PrefetchGovernor {
+// How many of the last candidates were useful: each counts less, the more have come since.
+class UsefulShare {
  public:
-  // least_useful: share of the candidates that must turn out useful, in [0, 1]; 0: always on.
-  explicit PrefetchGovernor(double least_useful);
-  bool on() const { return on_; }
+  // memory: candidates after which one counts 1/e.
+  explicit UsefulShare(double memory) : fade_(1 - 1 / memory) {}
   void judge(bool useful);
+  double judged() const { return judged_; }
+  // As if `more` further ones had been judged, of which that share was useful.
+  double with(double more, double share) const { return (useful_ + more * share) / (judged_ + more); }
 
  private:
-  double least_useful_;
-  bool on_;
-  int64_t judged_ = 0;  // of the present window
-  int64_t useful_ = 0;
+  double fade_;
+  double judged_ = 0;
+  double useful_ = 0;
 };
 
 class Speculation {
@@ -56,6 +56,7 @@ class Speculation {
   // Experts that are predicted for each that will be used: the next best cost nothing while they are resident.
   static constexpr int64_t kWiden = 2;
 
+  // least_useful: share of the candidates that must turn out useful, in [0, 1]; 0: all are read.
   Speculation(std::unique_ptr<PrefetchSignal> signal, const ExpertBank& bank, double least_useful);
 
   // An expert that has been read, or is being read, into a place.
@@ -75,29 +76,37 @@ class Speculation {
 
   PrefetchCounts& counts(int64_t layer) { return layers_[static_cast<size_t>(layer)].counts; }
   const PrefetchCounts& counts(int64_t layer) const { return layers_[static_cast<size_t>(layer)].counts; }
+  // Whether reading ahead for a layer pays. Candidates are judged whether they are read or not, so that reads are
+  // earned before the first one, and can be lost and earned again.
   bool on(int64_t layer) const {
     const Layer& of = layers_[static_cast<size_t>(layer)];
-    return of.governors[0].on() || of.governors[1].on();
+    return pays(of, 0) || pays(of, 1);
   }
 
  private:
+  static constexpr double kLayerMemory = 64;
+  static constexpr double kModelMemory = 1024;
+  // Of the likelier half of a prediction, as many as a call uses, and of the other: they err differently.
+  using PerHalf = std::array<UsefulShare, 2>;
   struct Candidate {
     int64_t key;
     size_t half;
   };
   struct Layer {
-    // Of the likelier half of a prediction, as many as a call uses, and of the other: they err differently.
-    std::array<PrefetchGovernor, 2> governors;
+    PerHalf useful{UsefulShare(kLayerMemory), UsefulShare(kLayerMemory)};
     PrefetchCounts counts;
     std::vector<int64_t> predicted;     // keys, of the next call
     std::vector<Candidate> candidates;  // likewise
     std::vector<Entry> entries;
   };
 
+  bool pays(const Layer& layer, size_t half) const;
   void propose(Layer& layer, int64_t likely, const ResidentSet& residents);
 
   ExpertBank bank_;
   std::unique_ptr<PrefetchSignal> signal_;
+  double least_useful_;
+  PerHalf useful_{UsefulShare(kModelMemory), UsefulShare(kModelMemory)};  // of all layers
   std::vector<Layer> layers_;
   std::vector<int32_t> prediction_;
 };

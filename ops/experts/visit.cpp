@@ -27,13 +27,13 @@ void VisitPlanner::look_up(ResidentSet& residents, int64_t layer, const int32_t*
     int64_t& last = last_visit_[static_cast<size_t>(key)];
     if (last == visits_) continue;
     last = visits_;
-    residents.use(key);
     if (residents.contains(key)) {
-      residents.lease(key);
+      residents.lease(key);  // before its use: who is leased needs no new place among those that may go
       visit.hits.push_back({key, position});
     } else {
       visit.missing.push_back({key, position});
     }
+    residents.use(key);
   }
   if (share_ != kNoBypass && static_cast<int64_t>(visit.missing.size()) > share_) keep_the_last(visit);
 }

@@ -91,6 +91,30 @@ ONNX_MOE_API int onnx_moe_choose_global_scale(const void* weights, int32_t type,
 /* Decodes `matrix` into float weights [rows, columns]. */
 ONNX_MOE_API int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* weights);
 
+/* ---- quantising for the inputs that a matrix meets ------------------------------------------------------------ */
+
+/* What of a matrix a call works on. columns: whole blocks, 128 at most. Rows are independent: any split of them over
+ * threads gives the same result. */
+typedef struct onnx_moe_matrix_part {
+  int64_t first_row;
+  int64_t rows;
+  int64_t first_column;
+  int64_t columns;
+} onnx_moe_matrix_part;
+
+/* Scales and codes for columns of W, so that Σ over rows of e H eᵀ, e = W − Q, stays small: GPTQ. H = (U D) (U D)ᵀ with
+ * U upper, its diagonal ones. weights and errors are [columns, rows], column by column. errors holds on entry what the
+ * columns before the part ask to be added to its weights, e U of those, and W − Q afterwards.
+ * feedback: U [columns, columns], row by row; pivots: the diagonal of D. A NaN or an infinity is an error. */
+ONNX_MOE_API int onnx_moe_round_columns(const float* weights, float* errors, const float* feedback, const float* pivots,
+                                        const onnx_moe_matrix_part* part, onnx_moe_fp4_matrix* out);
+
+/* Moves every code of a part, in turn, to the best one while all others stay; scales stay. weights and errors as above.
+ * hessian: H [columns, columns]; gradients: e H of the part as of entry, [part's columns, rows]. */
+ONNX_MOE_API int onnx_moe_descend_columns(const float* weights, float* errors, const float* hessian,
+                                          const float* gradients, const onnx_moe_matrix_part* part,
+                                          onnx_moe_fp4_matrix* out);
+
 /* ---- dispatch ----------------------------------------------------------------------------------------------- */
 
 /* Groups assignments by expert: a stable counting sort of expert_ids [tokens, slots], in O(assignments + experts).
@@ -99,6 +123,37 @@ ONNX_MOE_API int onnx_moe_dequantize(const onnx_moe_fp4_matrix* matrix, float* w
  * inverse (may be NULL) is the inverse permutation. An id outside [0, num_experts) is an error. */
 ONNX_MOE_API int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes, int64_t tokens, int64_t slots,
                                        int64_t num_experts, int64_t* order, int64_t* offsets, int64_t* inverse);
+
+/* Rows to the experts: out [count, row_bytes] with out[i] = x[indices[i]], bit for bit, of x [rows, row_bytes]. An
+ * index outside [0, rows) is an error. Large calls share the work out among `threads` threads, of which the caller's is
+ * one. */
+typedef struct onnx_moe_gather {
+  const void* x;
+  int64_t rows;
+  int64_t row_bytes;
+  const int64_t* indices;
+  int64_t count;
+  int32_t threads;
+  void* out;
+} onnx_moe_gather;
+ONNX_MOE_API int onnx_moe_gather_rows(const onnx_moe_gather* args);
+
+/* And back to their tokens: out [tokens, columns] with out[t] = sum over s of weights[t, s] * y[positions[t, s]],
+ * summed in the order of the slots in float32, whatever the type of y [rows, columns] and out. With `inverse` of
+ * onnx_moe_group_tokens as positions, y has the order of the experts. */
+typedef struct onnx_moe_scatter {
+  int32_t type; /* an onnx_moe_type, of y and out */
+  const void* y;
+  int64_t rows;
+  int64_t columns;
+  const int64_t* positions; /* [tokens, slots] */
+  const float* weights;     /* [tokens, slots] */
+  int64_t tokens;
+  int64_t slots;
+  int32_t threads;
+  void* out;
+} onnx_moe_scatter;
+ONNX_MOE_API int onnx_moe_scatter_rows(const onnx_moe_scatter* args);
 
 /* ---- recording routing ---------------------------------------------------------------------------------------- */
 
@@ -109,6 +164,11 @@ ONNX_MOE_API int onnx_moe_group_tokens(const void* expert_ids, int32_t id_bytes,
 /* Later calls belong to `request` and to `phase`: 0 prefill, 1 decode, -1 by the shape of each call (it decodes when
  * its sequences, of hidden states [..., sequence, H], are 1 long). Without a label: -1 and request 0. */
 ONNX_MOE_API int onnx_moe_recording_label(const char* name, int32_t phase, int32_t request);
+
+/* What later calls are where no label says it: 0 prefill, 1 decode, -1 by the shape of each call. For hosts that know
+ * more than a router sees: models that flatten hidden states to [tokens, H] look alike for a prompt of four tokens and
+ * for four sequences of one new token. */
+ONNX_MOE_API int onnx_moe_recording_default_phase(const char* name, int32_t phase);
 
 ONNX_MOE_API int onnx_moe_recording_clear(const char* name);
 
@@ -170,14 +230,16 @@ typedef enum onnx_moe_number { ONNX_MOE_INT64 = 0, ONNX_MOE_UINT32 = 1, ONNX_MOE
 /* A column of counts, row by row, until the next call of onnx_moe_sketch_add. P = 2 phases, L layers, E experts.
  *   calls, tokens [P, L]; requests [1] (2^20 at the most)
  *   rank_counts [P, L, E, top_k]: how often an expert was the best, the second, ...
- *   mass, mass_squares [P, L, E]: sums of its weights and of their squares
+ *   weighted_uses [P, L, E]: of the calls with weights; mass, mass_squares [P, L, E]: sums of its weights and of their
+ *     squares
  *   probability_tokens [P, L], probability_sums [P, L, E]: of the calls with probabilities
  *   first_use [L, E]: the layer's token that chose it first, or -1
  *   pairs [L, E, E]: tokens that chose both, the first (middle) before the second in their order of rank
  *   transitions [L, E, E]: uses in a layer (last) after uses in the layer before (middle) by the same token; of the
- *     first 4096 tokens of a call, as the next three. transition_tokens [L]
+ *     first 4096 tokens of a call, as the next four. transition_tokens [L]
  *   layer_shared, layer_tokens [L, L]: experts that a token chose under the same number in two layers (the first is
- *     lower), and tokens that were compared: those of every eighth call
+ *     lower), and tokens that were compared: those of every eighth call. layer_sizes [L, L]: distinct experts that
+ *     those tokens chose in the first of the two layers
  *   lag_shared, lag_tokens [P, L, 16]: experts that a token has in common with the one 1, 2, ... 16 before it
  *   gaps [P, L, 32]: uses of an expert [2^b, 2^(b+1)) tokens of the layer after its last use
  *   stack_distances [P, L E + 1]: lookups (distinct experts of a call) by the number of other experts, of all layers,
@@ -226,6 +288,18 @@ typedef struct onnx_moe_cache_counts {
   int64_t evictions;
   int64_t bypassed; /* of the misses: those that took no slot */
 } onnx_moe_cache_counts;
+
+/* How the operators' own cache divides `slots`, each for one expert, for num_layers layers of num_experts experts and
+ * top_k of a token; `prefetches`: whether it reads ahead. */
+typedef struct onnx_moe_slot_counts {
+  int64_t least;    /* slots that it needs; with fewer, the next four are 0 */
+  int64_t capacity; /* of the cache, as in onnx_moe_cache_setup; the next two likewise */
+  int64_t layer_floor;
+  int64_t share;
+  int64_t staging; /* for experts that pass the cache by */
+} onnx_moe_slot_counts;
+ONNX_MOE_API int onnx_moe_divide_slots(int64_t num_layers, int64_t num_experts, int64_t top_k, int64_t slots,
+                                       int32_t prefetches, onnx_moe_slot_counts* out);
 
 /* Replays a trace against a cache, with the decisions that the operators' own cache takes. For each of the trace's
  * experts (both may be NULL): outcomes is 0 for a miss, 1 for a hit, 2 where the visit chose it before; evicted is the

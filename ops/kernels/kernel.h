@@ -106,6 +106,8 @@ struct Kernel {
   void (*combine)(const float* weights, const float* rows, int64_t slots, int64_t columns, float* y);
   void (*widen)(ElementType type, const void* source, int64_t count, float* target);
   void (*narrow)(ElementType type, const float* source, int64_t count, void* target);
+  // Asks the system for what the kernel needs beyond the processor, once it is chosen; false where that is refused.
+  bool (*enable)() = nullptr;
 };
 
 // Most rows that a driver hands to a kernel at once.

@@ -14,6 +14,7 @@ namespace onnx_moe {
 #ifdef ONNX_MOE_AMX
 extern const Kernel kAvx512AmxKernel;
 #endif
+extern const Kernel kAvx512VbmiKernel;
 extern const Kernel kAvx512VnniKernel;
 extern const Kernel kAvx512Kernel;
 extern const Kernel kAvx2VnniKernel;
@@ -36,7 +37,7 @@ const std::vector<const Kernel*>& available_kernels() {
 #ifdef ONNX_MOE_AMX
         &kAvx512AmxKernel,
 #endif
-        &kAvx512VnniKernel, &kAvx512Kernel, &kAvx2VnniKernel, &kAvx2Kernel,
+        &kAvx512VbmiKernel, &kAvx512VnniKernel, &kAvx512Kernel, &kAvx2VnniKernel, &kAvx2Kernel,
 #elif defined(__aarch64__)
 #ifdef __linux__
         &kNeonI8mmKernel,
@@ -53,11 +54,16 @@ const std::vector<const Kernel*>& available_kernels() {
   return kernels;
 }
 
+bool enabled(const Kernel& kernel) { return !kernel.enable || kernel.enable(); }
+
 const Kernel* find_kernel(const std::string& name) {
-  if (name == "auto") return available_kernels().front();
   std::string names = "auto";
   for (const Kernel* kernel : available_kernels()) {
-    if (name == kernel->name) return kernel;
+    if (name == "auto" && enabled(*kernel)) return kernel;
+    if (name == kernel->name) {
+      require(enabled(*kernel), "kernel '", name, "' is refused by the system: use auto");
+      return kernel;
+    }
     names += std::string(", ") + kernel->name;
   }
   fail("kernel '", name, "' is not one that this machine can run: use one of ", names);

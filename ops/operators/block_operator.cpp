@@ -70,7 +70,7 @@ BlockOperator::BlockOperator(const OrtApi* api, const ort::KernelInfo& info, con
     const std::string reason = unsupported_layout(layout_);
     return reason.empty() ? device.unsupported(router_, sizes.routed_experts) : reason;
   });
-  next_gate_ = NextGate(info, kNextGateWeight, router_.top_k);
+  next_gate_ = NextGate(info, {kGateWeight, kGateBias, kCorrectionBias, kNextGateWeight}, router_);
   residency_ = ExpertResidency(info, {kGateUp, kDown}, router_.slots());
 }
 

@@ -10,21 +10,29 @@
 
 namespace onnx_moe {
 
+// Where a node has its router's inputs.
+struct RouterInputIndices {
+  size_t gate_weight;
+  size_t gate_bias;
+  size_t correction_bias;
+  size_t next_gate_weight;
+};
+
 class NextGate {
  public:
   NextGate() = default;
-  // input: where the node has next_gate_weight; top_k: experts of a token. Before the node's own experts are added.
-  NextGate(const ort::KernelInfo& info, size_t input, int64_t top_k);
+  // Tells the session's engine of the node's router. Before the node's own experts are added.
+  NextGate(const ort::KernelInfo& info, const RouterInputIndices& inputs, const RouterAttributes& attributes);
 
   // Nothing unless the session asks for it. `routing` is the router's own input.
   void predict(ort::KernelContext& context, const RouterInput& routing) const;
 
  private:
-  std::vector<int32_t> choose(ort::KernelContext& context, const RouterInput& routing) const;
+  // By rank: all tokens' first choices before their second ones.
+  std::vector<int32_t> choose(ort::KernelContext& context, const RouterInput& routing, const RouterChoice& next) const;
 
   std::shared_ptr<ResidencyEngine> engine_;
   size_t input_ = 0;
-  int64_t top_k_ = 1;
   int64_t first_layer_ = 0;
 };
 

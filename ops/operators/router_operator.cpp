@@ -46,7 +46,7 @@ RouterOperator::RouterOperator(const OrtApi* api, const ort::KernelInfo& info, c
       trace_(info) {
   const Sizes sizes = check_shapes(declared_shapes(info, definition), info.input_shape(kGateWeight).has_value());
   if (sizes.num_experts != kUnknown) validate(attributes_, sizes.num_experts);
-  next_gate_ = NextGate(info, kNextGateWeight, attributes_.top_k);
+  next_gate_ = NextGate(info, {kGateWeight, kGateBias, kCorrectionBias, kNextGateWeight}, attributes_);
   const auto obstacle = [&](const Accelerator& device) { return device.unsupported(attributes_, sizes.num_experts); };
   placement_ = Placement(info, definition, obstacle);
 }

@@ -99,6 +99,25 @@ def test_the_table_and_the_chart_show_it(report: tuple[str, dict[str, Any], Path
     assert len(set(map(tuple, pixels[::3, ::3, :3].reshape(-1, 3).tolist()))) > 20, "lines in several colours"
 
 
+def test_the_trained_model_of_the_package_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    figures = tmp_path / "figures.json"
+    settings = ["--budgets", "50%", "--policies", "lru", "--prefetch", "off,next-gate", "--rounds", 1]
+    output = invoke("tiny-glm", *settings, "--tokens", 16, "--warm-up", 4, "--json", figures)
+    report = json.loads(figures.read_text())
+    assert report["model"] == "tiny-glm"
+    assert "tiny-glm: 16 tokens after 4" in output
+    assert report["text"].strip()
+    plain, ahead = report["pooled"]
+    assert 0 < plain["hits"] < plain["lookups"]
+    assert plain["hit_rate"] <= plain["belady_hit_rate"]
+    assert plain["bytes_per_token"] > 0
+    assert plain["read_ahead"] is None
+    assert ahead["read_ahead"]["signal"] == "next-gate"
+    # Trained routers choose much of what the one before foresaw.
+    assert ahead["read_ahead"]["correct"] > 0.5 * ahead["read_ahead"]["used"] > 0
+
+
 def test_the_page_cache_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(bytes(1 << 20))

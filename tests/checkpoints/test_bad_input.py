@@ -165,6 +165,7 @@ def test_a_folder_that_exists(folder: Path, tmp_path: Path) -> None:
     [
         ({"dtype": "bfloat16"}, r"dtype='bfloat16' is unknown: use one of float32, float16"),
         ({"format": "int4"}, r"format='int4' is unknown"),
+        ({"attention": "flash"}, r"attention='flash' is unknown: use sdpa or eager"),
         ({"shard_bytes": 0}, r"shard_bytes=0 must be positive"),
         ({"accuracy_level": 9}, r"accuracy_level=9"),
     ],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from onnx_moe import cli
 from onnx_moe.cli import app
-from onnx_moe.errors import InvalidAttributeError
 from onnx_moe.export.checkpoint import api as checkpoint_api
 
 from .folders import write_checkpoint
@@ -37,26 +36,5 @@ def test_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["export", "some/model", "out", "--shard-size", "many"], "'many' is no size: write a number and a unit"),
     ],
 )
-def test_errors_are_one_line(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["onnx-moe", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("500MB", 500_000_000), ("1.5GiB", 3 << 29), ("64", 64), ("2 kib", 2048)]
-)
-def test_sizes(text: str, expected: int) -> None:
-    assert cli.text.parse_bytes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "GB", "1.2.3GB", "-1GB", "5 apples"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(InvalidAttributeError, match="is no size"):
-        cli.text.parse_bytes(text)
+def test_errors_are_one_line(arguments: list[str], message: str, command_error: Callable[[list[str]], str]) -> None:
+    assert message in command_error(arguments)

@@ -19,6 +19,7 @@ import onnx_moe
 from onnx_moe.export.api import with_fp4_weights
 from onnx_moe.export.checkpoint import CheckpointOptions, CheckpointReport, export_checkpoint, units
 from onnx_moe.export.finish import ALIGNMENT
+from onnx_moe.operators import ROUTER
 from tests.export.test_decoders import OnnxSteps, TorchSteps, padded_prompts, relative_error
 
 from .folders import random_model
@@ -26,7 +27,8 @@ from .folders import random_model
 _GLM = {
     "n_routed_experts": 16,
     "num_key_value_heads": 2,
-    "mlp_layer_types": ["sparse"],
+    "num_hidden_layers": 2,
+    "mlp_layer_types": ["sparse", "sparse"],
     "n_group": 1,
     "topk_group": 1,
     "q_lora_rank": 32,
@@ -58,9 +60,7 @@ def _logits(path: Path) -> Any:
 
 
 def test_equals_the_export_in_memory(exported: CheckpointReport, tmp_path: Path) -> None:
-    loaded = AutoModelForCausalLM.from_pretrained(
-        exported.folder.with_name("checkpoint"), dtype=torch.bfloat16, attn_implementation="eager"
-    )
+    loaded = AutoModelForCausalLM.from_pretrained(exported.folder.with_name("checkpoint"), dtype=torch.bfloat16)
     onnx_moe.export(loaded, None, tmp_path / "memory.onnx", **_OPTIONS)
     np.testing.assert_array_equal(_logits(exported.folder / "model.onnx"), _logits(tmp_path / "memory.onnx"))
     streamed, memory = (ir.load(path).graph for path in (exported.folder / "model.onnx", tmp_path / "memory.onnx"))
@@ -68,6 +68,10 @@ def test_equals_the_export_in_memory(exported: CheckpointReport, tmp_path: Path)
     operators = [Counter(node.op_type for node in graph) for graph in (streamed, memory)]
     assert operators[0] == operators[1]
     assert operators[0]["MatMulNBits"] > 5
+    for graph in (streamed, memory):
+        first, last = (node for node in graph if node.op_type == ROUTER)
+        assert first.inputs[4] is last.inputs[1]  # the next layer's gate, for reading its experts ahead
+        assert last.inputs[4:] == ()
 
 
 def test_half_precision(tmp_path: Path) -> None:
@@ -111,7 +115,7 @@ def test_the_folder_holds_all_that_a_program_needs(exported: CheckpointReport) -
     genai = json.loads((exported.folder / "genai_config.json").read_text())
     decoder = genai["model"]["decoder"]
     assert decoder["session_options"]["custom_ops_library"] == library
-    assert (decoder["head_size"], decoder["num_key_value_heads"], decoder["num_hidden_layers"]) == (32, 1, 1)
+    assert (decoder["head_size"], decoder["num_key_value_heads"], decoder["num_hidden_layers"]) == (32, 1, 2)
 
 
 def test_the_manifest_is_true(exported: CheckpointReport) -> None:

@@ -14,8 +14,8 @@ import torch
 import onnx_moe
 from onnx_moe.errors import ExportError
 from onnx_moe.export.checkpoint import CheckpointOptions, export_checkpoint
-from onnx_moe.export.checkpoint.encodings import find_weights
 from onnx_moe.export.checkpoint.files import open_checkpoint
+from onnx_moe.export.checkpoint.layouts import find_weights
 from onnx_moe.export.checkpoint.skeleton import build_model, read_configuration
 from onnx_moe.export.checkpoint.sources import ParameterSource, match_sources
 from onnx_moe.quantization import QuantizedWeights
@@ -224,22 +224,23 @@ def test_gpt_oss_blocks(tmp_path: Path) -> None:
     assert relative_error(actual[valid], expected[valid]) < 1e-5
 
 
-def test_global_scales_of_gate_and_up_stay_apart(tmp_path: Path) -> None:
-    """From the file to the logits in NVFP4, with magnitudes of gate and up that differ."""
-    layout = LAYOUTS["ModelOpt NVFP4"]
+@pytest.mark.parametrize("name", ["ModelOpt NVFP4", "DeepSeek-V4"])
+def test_from_the_file_to_the_logits(name: str, tmp_path: Path) -> None:
+    """Magnitudes of gate and up differ: with one global scale for both of NVFP4's, the logits would be others."""
+    layout = LAYOUTS[name]
     encoded = _write(tmp_path / "checkpoint", layout)
-    model = random_model(layout.model_type).float()
+    model = random_model(layout.model_type, **(_V4 if name == "DeepSeek-V4" else {})).float()
     with torch.no_grad():
         experts = model.model.layers[0].mlp.experts
         for base, matrix in encoded.items():
             expert, kind = int(base.split(".")[-2]), base.split(".")[-1]
-            if kind == "down_proj":
+            if kind in ("down_proj", "w2"):
                 experts.down_proj[expert].copy_(matrix.values)
             else:
-                half = experts.gate_up_proj[expert].chunk(2)[kind == "up_proj"]
+                half = experts.gate_up_proj[expert].chunk(2)[kind in ("up_proj", "w3")]
                 half.copy_(matrix.values)
     report = export_checkpoint(tmp_path / "checkpoint", tmp_path / "out")
-    assert report.format == "nvfp4"
+    assert report.format == layout.format
     input_ids, attention_mask = padded_prompts()
     actual = OnnxSteps(report.folder / "model.onnx", 3).step(input_ids, attention_mask)
     expected = TorchSteps(model).step(input_ids, attention_mask)

@@ -244,8 +244,20 @@ _SPECIAL_GEMM_CASES = [
     for weights, (dtype, gated) in itertools.product(kinds, (("float32", False), ("bfloat16", True)))
 ]
 
-#: Sizes of real blocks' order, so that long sums and large tiles occur; and long sums with a tail.
+#: Sizes of real blocks' order, so that long sums and large tiles occur; and long sums with a tail. Terms of one sign
+#: make a sum's rounding errors add up where it is not cut in parts.
 _LARGE_GEMM_CASES = [
+    *(
+        GemmCase(
+            rows=32, blocks=448, tokens=(tokens,), slots=1, num_experts=1, weights="positive", weight_layout=layout
+        )
+        for tokens in (1, 6, 13, 32)
+        for layout in ("rows", "interleaved")
+    ),
+    *(
+        GemmCase(rows=64, blocks=7, tokens=(80,), slots=1, weights="blocks_zero", weight_layout=layout, num_experts=2)
+        for layout in ("rows", "interleaved")
+    ),
     GemmCase(rows=130, blocks=64, tokens=(5,), slots=4, num_experts=4),
     GemmCase(rows=70, blocks=129, tokens=(3,), format="nvfp4", global_scale="expert"),
     GemmCase(rows=64, blocks=9, tokens=(40,), format="fp4", dtype="float16", combine=True),

@@ -8,9 +8,10 @@ from .cases import RouterCase
 from .data import Array, RouterInputs
 from .oracle import Expected, expected_expert_weights, expected_logits, selection_keys
 
-#: Relative Frobenius error that the type of the output allows, and the accuracy_level: the contract of the operators.
+#: Relative Frobenius error that the type of the output allows, and the accuracy_level: the contract of the operators,
+#: but for levels 2 and 3, which may have 1e-3 and 8e-3: all of ours keep 16 bits (2e-5).
 FROBENIUS = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
-LEVEL_FROBENIUS = {0: 1e-6, 1: 1e-6, 2: 1e-3, 3: 8e-3, 4: 1e-2}
+LEVEL_FROBENIUS = {0: 1e-6, 1: 1e-6, 2: 1e-4, 3: 1e-4, 4: 1e-2}
 
 #: Relative error of rounding to the type, and half of its smallest number.
 _ROUNDING = {

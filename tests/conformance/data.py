@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from onnx_moe.layout import CODE_BYTES, SCALES, interleave
+
 from .cases import GemmCase, RouterCase, case_seed
 
 Array = np.ndarray
@@ -52,7 +54,7 @@ def draw_gemm_inputs(case: GemmCase) -> GemmInputs:
         x[rng.random(x.shape) < 0.01] = np.nan
     if case.weights == "x_spiky":
         x[..., ::32] *= 1000
-    if case.weights == "scale_nan":
+    if case.weights in ("scale_nan", "positive"):
         x = np.abs(x)
     if (case.format, case.weights) == ("mxfp4", "scale_zero"):
         x *= 1e30  # the weights are 2^-127 and less
@@ -90,8 +92,17 @@ def draw_weights(case: GemmCase, rng: np.random.Generator) -> tuple[Array, Array
         codes &= 0x88
     if case.weights == "scale_nan":  # positive terms only, so that a scale taken for an infinity gives no NaN
         codes = codes & 0x77 | 0x11
+    if case.weights == "positive":
+        codes &= 0x77
     shape = (case.num_experts, case.rows, case.blocks)
-    return codes, _SCALES[case.format](case.weights, shape, rng)
+    scales = _SCALES[case.format](case.weights, shape, rng)
+    if case.weights == "blocks_zero":  # as a quantiser leaves padding: zeros with the least scale, in groups of rows
+        padding = np.repeat(rng.random((*shape[:1], shape[1] // 16, shape[2])) < 0.3, 16, axis=1)
+        scales[padding] = 0
+        codes.reshape(*shape, -1)[padding] &= 0x88
+        if case.weight_layout == "interleaved":
+            codes, scales = interleave(codes, CODE_BYTES), interleave(scales, SCALES)
+    return codes, scales
 
 
 def _e8m0_scales(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -20,12 +20,15 @@ def prepared(case: GemmCase) -> tuple[GemmInputs, Expected]:
 
 
 def allowed_frobenius(case: GemmCase) -> float:
-    """Of the contract. Level 4's is that of usual activations, before a function that may multiply the error."""
-    of_type = FROBENIUS[case.dtype]
-    if case.accuracy_level < 4:
-        return max(of_type, LEVEL_FROBENIUS[case.accuracy_level])
-    usual = case.weights == "random" and not case.gated and case.activation == "none"
-    return LEVEL_FROBENIUS[4] if usual else 1.0  # then each element is held to its bound only
+    """Of the contract. Level 4's is that of usual activations: a product of two of them, or a function whose slope is
+    above one, has up to three times as much. With a spike in each block, or one output column, whose few sums
+    may all be near zero, elements are held to their bounds only.
+    """
+    level = LEVEL_FROBENIUS[case.accuracy_level]
+    if case.accuracy_level == 4 and (case.weights == "x_spiky" or case.output_rows == 1):
+        return 1.0
+    plain = not case.gated and case.activation == "none"
+    return max(FROBENIUS[case.dtype], level if plain else 3 * level)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda implementation: implementation.name)

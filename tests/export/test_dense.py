@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +106,10 @@ def test_accuracy_level_is_passed_on() -> None:
 def test_misuse() -> None:
     with pytest.raises(ExportError, match="dense='int3' is none of float, int8, int4"):
         check_dense("int3")
+
+
+def test_logging_is_left_alone() -> None:
+    """ONNX Runtime's quantiser sets up the root logger: a program that exports would print its notes ever after."""
+    program = "import logging, onnx_moe.export; root = logging.getLogger(); print(root.handlers, root.level)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", str(logging.WARNING)]

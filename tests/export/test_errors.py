@@ -11,6 +11,7 @@ import torch
 import onnx_moe
 from onnx_moe import OnnxMoeError
 from onnx_moe.errors import ExportError, InvalidAttributeError
+from onnx_moe.export.discovery import find_layers
 from onnx_moe.nn import Router, SparseMoE
 
 X = torch.randn(3, 64)
@@ -116,3 +117,10 @@ def test_layers_that_do_not_exist() -> None:
         layer(top_k=5)
     with pytest.raises(InvalidAttributeError, match="scoring='argmax' is unknown: use one of softmax"):
         layer(scoring="argmax")
+
+
+def test_what_tokens_do_not_reach_is_left_out() -> None:
+    """Of a decoder: of other modules it is an error, above."""
+    module = torch.nn.ModuleDict({"used": layer(), "unused": Skips()})
+    layers = find_layers(module, lambda: module["used"](X), True, every=False)
+    assert [found.path for found in layers] == ["used.experts"]

@@ -20,6 +20,8 @@ SCALE_TYPES = {"mxfp4": ml_dtypes.float8_e8m0fnu, "nvfp4": ml_dtypes.float8_e4m3
 ROW_BLOCKS = (1, 16)
 #: Rows of x in a call: kernels multiply one row, two rows and more rows by different code, tiles by 16 and by 32.
 ROWS_OF_X = (1, 2, 16, 40)
+#: Codes and their values.
+_LARGEST_WEIGHT, _SMALLEST_WEIGHT = (7, 6.0), (1, 0.5)
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,10 @@ class Product:
 def products(format: str, row_blocks: int, rows_of_x: int) -> Iterator[Product]:
     """Every scale at every place of `row_blocks`, and every code at every column, in calls of `rows_of_x` rows."""
     yield from _finite_scales(format, row_blocks, rows_of_x, slice(None))
-    if format == "mxfp4":  # without those that a kernel may leave to other code
+    if format == "mxfp4":  # without those that a kernel may leave to other code, and these alone
         yield from _finite_scales(format, row_blocks, rows_of_x, slice(67, 188))
+        yield from _finite_scales(format, row_blocks, rows_of_x, slice(188, 253), _LARGEST_WEIGHT, 2.0**-20)
+        yield from _finite_scales(format, row_blocks, rows_of_x, slice(67), _SMALLEST_WEIGHT, 2.0**20)
     yield _other_scales(format, row_blocks, rows_of_x)
     if row_blocks > 1:
         yield from _codes(format, rows_of_x)
@@ -68,8 +72,18 @@ def _calls(format: str, codes: Array, scales: Array, x: Array, y: Array, rows_of
         yield Product(format, codes, np.ascontiguousarray(scales), x_rows, y_rows)
 
 
-def _finite_scales(format: str, row_blocks: int, rows_of_x: int, which: slice) -> Iterator[Product]:
-    """All weights are 1, and a row of x picks a block."""
+def _finite_scales(
+    format: str,
+    row_blocks: int,
+    rows_of_x: int,
+    which: slice,
+    weight: tuple[int, float] = (2, 1.0),
+    x_value: float = 1.0,
+) -> Iterator[Product]:
+    """All weights have one code (given with its value), and a row of x picks a block with `x_value`.
+
+    A scaled weight may be a subnormal number where its product is none; beyond float32's range it is no weight at all.
+    """
     stored, values = (array[which] for array in _scales_of_all_codes(format))
     stored, values = stored[np.isfinite(values)], values[np.isfinite(values)]
     if format == "fp4":  # so many that each has one place
@@ -77,11 +91,12 @@ def _finite_scales(format: str, row_blocks: int, rows_of_x: int, which: slice) -
     else:
         places = (np.arange(len(stored))[:, None] + np.arange(row_blocks)) % len(stored)
     block = BLOCKS[format]
-    picks = np.repeat(np.eye(row_blocks), max(1, rows_of_x // row_blocks), axis=0)
+    picks = np.repeat(x_value * np.eye(row_blocks), max(1, rows_of_x // row_blocks), axis=0)
     x = np.zeros((len(picks), row_blocks * block))
     x[:, ::block] = picks
-    ones = np.full((len(places), row_blocks * block), 2, np.uint8)
-    yield from _calls(format, ones, stored[places], x, picks @ values[places].T, rows_of_x)
+    code, value = weight
+    codes = np.full((len(places), row_blocks * block), code, np.uint8)
+    yield from _calls(format, codes, stored[places], x, picks @ values[places].T * value, rows_of_x)
 
 
 def _other_scales(format: str, row_blocks: int, rows_of_x: int) -> Product:

@@ -34,7 +34,23 @@ class Stack:
     #: Every layer works on the values of the model's input, so that the next layer's gate sees what it will see.
     #: (Each still waits for the one before it.)
     same_input: bool = False
+    #: How routers choose: "plain", by logits with a "gate_bias", or "grouped": sigmoid, correction bias, groups.
+    choice: str = "plain"
     seed: int = 0
+
+
+def _choice(
+    stack: Stack, name: str, tensors: dict[str, NDArray[Any]], rng: np.random.Generator
+) -> tuple[str, str, dict[str, Any]]:
+    """Names of gate bias and correction bias, which are added to the tensors, and the router's attributes."""
+    if stack.choice == "plain":
+        return "", "", {}
+    bias = f"{name}.bias"
+    if stack.choice == "gate_bias":
+        tensors[bias] = (4 * rng.standard_normal(stack.experts)).astype(np.float32)
+        return bias, "", {}
+    tensors[bias] = (0.2 * rng.standard_normal(stack.experts)).astype(np.float32)
+    return "", bias, {"scoring": "sigmoid", "num_groups": 4, "top_k_groups": 2, "group_scoring": "top2_sum"}
 
 
 def _layer(stack: Stack, index: int, rng: np.random.Generator) -> tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]:
@@ -51,26 +67,29 @@ def _layer(stack: Stack, index: int, rng: np.random.Generator) -> tuple[list[onn
     gate_up, down = (
         [f"{name}.{projection}.weights", f"{name}.{projection}.scales"] for projection in ("gate_up", "down")
     )
+    gate_bias, correction_bias, how = _choice(stack, name, tensors, rng)
     next_gate = f"layer{index + 1}.gate" if stack.next_gates and index + 1 < stack.layers else ""
     router = helper.make_node(
         "MoERouter",
-        [hidden, f"{name}.gate", "", "", "" if stack.fused else next_gate],
+        [hidden, f"{name}.gate", gate_bias, correction_bias, "" if stack.fused else next_gate],
         [ids, weights],
         name=f"{name}.router",
         domain=DOMAIN,
         top_k=stack.top_k,
+        **how,
     )
     gated = {"gated": 1, "activation": "silu"}
     if stack.fused:
         experts = [
             helper.make_node(
                 "MoEBlockFP4",
-                [hidden, f"{name}.gate", "", "", *gate_up, "", "", *down, "", "", next_gate],
+                [hidden, f"{name}.gate", gate_bias, correction_bias, *gate_up, "", "", *down, "", "", next_gate],
                 [f"{name}.y"],
                 name=f"{name}.block",
                 domain=DOMAIN,
                 top_k=stack.top_k,
                 **gated,
+                **how,
             )
         ]
     else:

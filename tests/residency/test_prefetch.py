@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from onnx_moe.cache import engine
 from onnx_moe.routing import CacheSetup, simulate_cache
 from tests.residency.model import HIDDEN, Run, Stack, calls, run, save, session, trace_of
 
@@ -39,15 +40,18 @@ def mapped(stack: Path) -> Run:
     return run(session(stack, residency="mapped"), INPUTS)
 
 
-@pytest.fixture(scope="module")
-def foreseeable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose next gate sees exactly what the next router will see."""
-    return save(Stack(layers=4, next_gates=True, same_input=True), tmp_path_factory.mktemp("foreseeable"))
+@pytest.fixture(scope="module", params=["plain", "gate_bias", "grouped"])
+def foreseeable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose next gate sees exactly what the next router will see, however that chooses."""
+    of = Stack(layers=4, next_gates=True, same_input=True, choice=request.param)
+    return save(of, tmp_path_factory.mktemp(request.param))
 
 
-def speculating(path: Path, signal: str, budget: str = "45%", **entries: object) -> Run:
+def speculating(
+    path: Path, signal: str, budget: str = "45%", inputs: list[NDArray[np.float32]] = INPUTS, **entries: object
+) -> Run:
     entries = {"prefetch_precision": 0, **entries}
-    return run(session(path, residency="pool", cache_bytes=budget, prefetch=signal, **entries), INPUTS)
+    return run(session(path, residency="pool", cache_bytes=budget, prefetch=signal, **entries), inputs)
 
 
 def assert_reconciles(statistics: dict[str, Any]) -> None:
@@ -104,13 +108,36 @@ def test_the_gate_on_what_its_router_will_see_misses_nothing(foreseeable: Path) 
 
 
 def test_reading_ahead_begins_when_it_would_have_paid(foreseeable: Path) -> None:
-    # Of four predicted experts the first two are used: those are read, once the first windows have shown it.
-    statistics = speculating(foreseeable, "next-gate", prefetch_precision=0.8).statistics
+    # Of four predicted experts a token uses the first two: those are read, once the first candidates have shown it.
+    single = [hidden for hidden in INPUTS if len(hidden) == 1]
+    statistics = speculating(foreseeable, "next-gate", inputs=single, prefetch_precision=0.8).statistics
     ahead = statistics["prefetch"]
     assert [layer["prefetch"]["on"] for layer in statistics["layers"]] == [False, True, True, True]
     assert 0 < ahead["issued"] < ahead["useful"] < ahead["candidates"]
     assert ahead["timely"] + ahead["late"] == ahead["issued"]
     assert_reconciles(statistics)
+
+
+def test_what_was_read_ahead_can_leave_again(foreseeable: Path) -> None:
+    """No lease is left behind: with a lower budget everybody beyond it goes."""
+    ahead = session(foreseeable, residency="pool", cache_bytes="60%", prefetch="next-gate", prefetch_precision=0)
+    before = run(ahead, INPUTS).statistics
+    assert before["prefetch"]["timely"] > 0
+    engine(ahead).set_budget(before["cycle_bytes"])
+    after = engine(ahead).statistics()
+    assert after["resident"] <= after["capacity"] < before["capacity"]
+
+
+def test_what_all_layers_showed_begins_reads_in_each(tmp_path: Path) -> None:
+    """A layer of a deep model has judged a few candidates when the model has judged hundreds."""
+    path = save(Stack(layers=24, next_gates=True, same_input=True), tmp_path)
+    result = run(
+        session(path, residency="pool", cache_bytes="30%", prefetch="next-gate", prefetch_precision=0.8),
+        tokens(seed=14)[1:7],
+    )
+    layers = [layer["prefetch"] for layer in result.statistics["layers"]]
+    assert max(layer["candidates"] for layer in layers) < 32
+    assert sum(layer["issued"] > 0 for layer in layers) > 20
 
 
 def test_reading_ahead_stays_off_where_it_does_not_pay(stack: Path, mapped: Run) -> None:

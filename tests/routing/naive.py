@@ -33,7 +33,9 @@ def naive_counts(trace: RoutingTrace, probabilities: Any = None) -> dict[str, An
         for row, ids in enumerate(tokens):
             for rank, expert in enumerate(ids):
                 out["rank_counts"][phase, layer, expert, rank] += 1
+                out["uses"][phase, layer, expert] += 1
                 if weights is not None:
+                    out["weighted_uses"][phase, layer, expert] += 1
                     out["mass"][phase, layer, expert] += weights[row][rank]
                     out["mass_squares"][phase, layer, expert] += weights[row][rank] ** 2
             for i, a in enumerate(ids):
@@ -73,6 +75,8 @@ def naive_counts(trace: RoutingTrace, probabilities: Any = None) -> dict[str, An
                 if calls_of_layer % 8 == 1:
                     out["layer_shared"][earlier, layer] += len(set(a) & set(b))
                     out["layer_tokens"][earlier, layer] += 1
+                    out["layer_sizes"][earlier, layer] += len(set(a))
+                    out["layer_sizes"][layer, earlier] += len(set(b))
                 if earlier == layer - 1:
                     out["transition_tokens"][layer] += 1
                     for x in a:

@@ -160,7 +160,7 @@ def test_balance_with_router_probabilities_is_the_loss() -> None:
         ids = np.argsort(-probabilities, axis=1)[:, :2]
         profiler.record_routing(layer, ids, probabilities)
         expected.append(float(compute_load_balancing_loss(probabilities, ids, 6)))
-    report = profiler.report()
+    report = profiler.generate_report()
     assert report["balance"]["prefill"]["basis"] == "router_probabilities"
     close(report["balance"]["prefill"]["per_layer"], expected)
     close([entry["load_balancing"] for entry in report["per_layer"]], expected)
@@ -207,7 +207,15 @@ def test_pairs(document: dict[str, Any], trace: RoutingTrace) -> None:
     for entry in found:
         close(entry["lift"], lift[tuple(entry["experts"])])
         assert entry["count"] == pairs[tuple(entry["experts"])]
-    strongest = document["cooccurrence"]["top_pairs"]
+    frequent = document["cooccurrence"]["top_pairs"]
+    summed: Counter[tuple[int, int]] = Counter()
+    for layer in range(4):
+        for token in tokens_of(trace, None, layer):
+            ids = sorted(token["ids"])
+            summed.update((a, b) for i, a in enumerate(ids) for b in ids[i + 1 :])
+    assert [pair["count"] for pair in frequent] == sorted(summed.values(), reverse=True)[:20]
+    assert all(summed[tuple(pair["experts"])] == pair["count"] for pair in frequent)
+    strongest = document["cooccurrence"]["strongest_pairs"]
     assert [e["lift"] for e in strongest] == sorted((e["lift"] for e in strongest), reverse=True)
     assert found[0] in [{key: e[key] for key in ("experts", "count", "lift")} for e in strongest]
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 
 from onnx_moe import OnnxMoeError
+from onnx_moe.cli.text import parse_bandwidth, parse_bytes
 from onnx_moe.errors import InvalidInputError
 from onnx_moe.routing import (
     CacheSetup,
     HitRates,
+    KnownModel,
     Machine,
     RoutingTrace,
+    SlotDivision,
     hit_rate_curves,
     known_model,
     plan,
+    profile_trace,
     simulate_cache,
     simulate_routing,
 )
-from onnx_moe.routing.hit_rates import decoding_calls, layer_floor
-from onnx_moe.routing.planning import parse_bandwidth, parse_bytes
+from onnx_moe.routing.hit_rates import decoding_calls
 from onnx_moe.routing.trace import DECODE, PREFILL
 from tests.routing.traces import decoded, random_trace
 
@@ -37,7 +43,7 @@ def test_no_policy_beats_the_bound(trace: RoutingTrace) -> None:
     for policy in ("lru", "decayed-lfu"):
         curve = found.curve(policy)
         assert (curve.hit_rate <= bound + 1e-12).all()
-        assert curve.capacity[0] == trace.num_layers * trace.top_k  # the token's cycle
+        assert curve.capacity[0] == trace.num_layers * trace.top_k + 1  # the token's cycle, and a slot to read into
         assert curve.capacity[-1] == trace.num_layers * trace.num_experts
     assert bound[-1] == found.curve("static").hit_rate[-1] == 1.0
 
@@ -46,9 +52,11 @@ def test_a_point_of_the_curve_is_a_simulation(trace: RoutingTrace) -> None:
     found = hit_rate_curves(trace, shares=[0.25])
     decoding = trace.select(trace.phases == DECODE)
     capacity = trace.num_layers * trace.num_experts // 4
-    floor = layer_floor(capacity, trace.num_layers, trace.top_k)
-    assert floor == 16
-    outcomes = simulate_cache(decoding, CacheSetup(capacity, "decayed-lfu", floor)).outcomes.reshape(160, -1)
+    # Of 256 slots, a sixteenth but at most 8 are for experts that pass by; each layer has twice a token's and an even
+    # share.
+    setup = CacheSetup(248, "decayed-lfu", layer_floor=8, share=15)
+    assert SlotDivision.of(capacity, 16, 64, 8) == SlotDivision(16 * 8 + 1, 248, 8, 15, 8)
+    outcomes = simulate_cache(decoding, setup).outcomes.reshape(160, -1)
     counted = outcomes[40:]
     assert found.warmup_tokens == 40
     assert found.tokens == 160
@@ -59,8 +67,24 @@ def test_a_point_of_the_curve_is_a_simulation(trace: RoutingTrace) -> None:
 def test_pinned_experts_are_those_of_the_warm_up() -> None:
     ids = np.array([[0], [1], [0], [2]] + [[1], [0], [3], [3]] * 3)[:, None]  # 16 tokens of one layer, 4 warm up
     found = hit_rate_curves(decoded(ids, 4), shares=[0.25, 0.5, 1.0])
-    assert found.curve("static").capacity.tolist() == [1, 2, 4]
-    np.testing.assert_allclose(found.curve("static").hit_rate, [3 / 12, 6 / 12, 1])
+    assert found.curve("static").capacity.tolist() == [2, 4]
+    np.testing.assert_allclose(found.curve("static").hit_rate, [6 / 12, 1])
+
+
+def test_layers_without_calls_do_not_count() -> None:
+    """One of ten layers called: its experts are the bank, its token the cycle, and the curve is that layer's alone."""
+    one = simulate_routing(KnownModel("one", 1, 0, 32, 2, 64, 64), 200, seed=3)
+    padded = dataclasses.replace(one, layers=one.layers + 6, layer_names=tuple("0123456789"))
+    alone, found = hit_rate_curves(one), hit_rate_curves(padded)
+    assert (found.num_layers, found.bank, found.cycle, found.least) == (1, 32, 2, 3)
+    assert found.tokens == alone.tokens == 200
+    for curve in alone.curves:
+        np.testing.assert_array_equal(found.curve(curve.policy).hit_rate, curve.hit_rate)
+    document = profile_trace(padded).document()
+    assert (document["cache"]["layers"], document["cache"]["bank_experts"]) == (1, 32)
+    planned = plan(padded, 100, Machine(1600, 1e9))
+    assert planned.bank_bytes == 3200
+    assert min(planned.pins) >= 6 * 32
 
 
 def test_lookups_are_distinct_experts_of_a_call() -> None:
@@ -164,21 +188,47 @@ class TestPlan:
     def test_too_little_memory_is_refused_with_what_is_needed(self, trace: RoutingTrace) -> None:
         needed = (16 * 8 + 1) * self.BYTES
         with pytest.raises(
-            OnnxMoeError, match=f"a token uses 128 on its way through 16 layers: give at least {needed}"
+            OnnxMoeError,
+            match=f"a token uses 128 on its way through 16 layers, and one slot is for reading: give at least {needed}",
         ):
             plan(trace, self.BYTES, Machine(needed - 1, 1e9))
-        plan(trace, self.BYTES, Machine(needed, 1e9))
+        assert plan(trace, self.BYTES, Machine(needed, 1e9)).least_bytes == needed
+
+    @pytest.mark.parametrize(
+        ("machine", "message"),
+        [
+            ({"memory_bytes": 0, "disk_bandwidth": 1e9}, "memory_bytes is 0"),
+            ({"memory_bytes": 10, "disk_bandwidth": 0.0}, "disk_bandwidth is 0.0"),
+            ({"memory_bytes": 10, "disk_bandwidth": -9.0}, "disk_bandwidth is -9.0"),
+            ({"memory_bytes": 10, "disk_bandwidth": 1e9, "compute_seconds": math.nan}, "compute_seconds is nan"),
+        ],
+    )
+    def test_machines_that_cannot_be(self, machine: dict[str, float], message: str) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            Machine(**machine)  # type: ignore[arg-type]
+
+    def test_experts_of_no_bytes(self, trace: RoutingTrace) -> None:
+        with pytest.raises(InvalidInputError, match="expert_bytes is 0"):
+            plan(trace, 0, Machine(10, 1e9))
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("16GiB", 16 * 2**30), ("1.5 GB", 1_500_000_000), ("500MB", 500_000_000), ("12", 12), ("2KiB", 2048), ("7B", 7)],
+    [
+        ("16GiB", 16 * 2**30),
+        ("1.5 GB", 1_500_000_000),
+        ("2 kib", 2048),
+        ("500MB", 500_000_000),
+        ("12", 12),
+        ("2KiB", 2048),
+        ("7B", 7),
+    ],
 )
 def test_bytes(text: str, expected: int) -> None:
     assert parse_bytes(text, "memory") == expected
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "4 gigs", "1e9", "0"])
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "4 gigs", "1e9", "0", "0.4", "1.2.3GB"])
 def test_bad_bytes(text: str) -> None:
     with pytest.raises(InvalidInputError, match=r"memory is .*: use a number of bytes, such as 16GiB"):
         parse_bytes(text, "memory")
@@ -186,5 +236,6 @@ def test_bad_bytes(text: str) -> None:
 
 def test_bandwidth() -> None:
     assert parse_bandwidth("2GB/s") == parse_bandwidth("2GB") == 2e9
-    with pytest.raises(InvalidInputError, match="disk bandwidth is '2GB/h'"):
-        parse_bandwidth("2GB/h")
+    for text in ("2GB/h", "0.1", "-2GB"):
+        with pytest.raises(InvalidInputError, match=f"disk bandwidth is '{text}'"):
+            parse_bandwidth(text)

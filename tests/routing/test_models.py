@@ -57,7 +57,8 @@ def test_bytes_of_an_expert_are_what_the_quantiser_makes(format: str) -> None:
 
 
 def test_names() -> None:
-    assert known_model("zai-org/GLM-4.7") is known_model("glm47")
+    assert known_model("zai-org/GLM-4.7").num_experts == 160
+    assert known_model("glm47") is known_model("glm-4.7-flash")  # section 5.5: the originals' glm47 has 64 experts
     assert known_model("mixtral") is known_model("Mixtral-8x7B")
     with pytest.raises(InvalidInputError, match="Unknown model 'kimi-k3': use one of kimi-k2"):
         known_model("kimi-k3")

@@ -17,9 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 import onnx_moe
 from onnx_moe import OnnxMoeError
 from onnx_moe.errors import InvalidInputError
+from onnx_moe.generation import DecoderSession
 from onnx_moe.nn import SparseMoE
 from onnx_moe.operators import DOMAIN, VERSION
 from onnx_moe.routing import Recording, record
+from tools.model_table.architectures import make_model
 
 Array = NDArray[Any]
 
@@ -201,4 +203,35 @@ def test_misuse_is_named() -> None:
     with record(full) as recording, pytest.raises(InvalidInputError, match="no call of a router is recorded"):
         _ = recording.trace
     with pytest.raises(OnnxMoeError, match="no session records under the name 'nobody'"):
-        Recording("nobody", full=True).label()
+        Recording("nobody", "full").label()
+
+
+def test_a_decoder_s_batches_are_told_from_prompts(tmp_path: Path) -> None:
+    """Its routers see [batch · sequence, H] alone: `DecoderSession` says what a step is, a label overrules it, and
+    where neither does, only a single row decodes.
+    """
+    path = tmp_path / "small.onnx"
+    onnx_moe.export(make_model("qwen3_moe"), None, path, functions=False)
+    session = onnx_moe.InferenceSession(path, options(trace="full"))
+    decoder = DecoderSession(session)
+    with record(session) as recording:
+        cache = decoder.empty_cache(4)
+        ids = np.arange(24, dtype=np.int64).reshape(4, 6) % 60
+        for begin, end in ((0, 1), (1, 5), (5, 6)):
+            _, cache = decoder.step(ids[:, begin:end], np.ones((4, end), np.int64), cache)
+        recording.label(phase="prefill", request=3)
+        decoder.step(ids[:, :1], np.ones((4, 7), np.int64), cache)
+    assert recording.trace.phases.tolist() == [0, 0, 0, 0, 1, 1, 0, 0]
+    assert recording.trace.requests.tolist() == [0] * 6 + [3] * 2
+    with record(session) as recording:
+        feeds = {"input_ids": ids[:, :1], "attention_mask": np.ones((4, 1), np.int64)}
+        past = {value.name: np.zeros((4, value.shape[1], 0, value.shape[3]), np.float32)
+                for value in session.get_inputs() if value.name.startswith("past")}  # fmt: skip
+        session.run(None, feeds | past)
+    assert recording.trace.phases.tolist() == [0, 0]
+
+
+def test_requests_are_32_bits() -> None:
+    session = onnx_moe.InferenceSession(routers(), options(trace="full"))
+    with record(session) as recording, pytest.raises(InvalidInputError, match="request is 1099511627776, but must fit"):
+        recording.label(request=2**40)

@@ -7,14 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from onnx_moe.prefetch import RoutingHistory
 from onnx_moe.routing import History, RoutingTrace, Score, default_predictors, scoreboard
-from onnx_moe.routing.scoreboard import CrossLayer, Popularity, Recency, Repeat
+from onnx_moe.routing.scoreboard import CrossLayer, Popularity
 from tests.routing.traces import decoded, random_trace
 
 
 def scores_of(trace: RoutingTrace, budgets: Sequence[int] = (2, 4)) -> dict[tuple[str, int], Score]:
     found = scoreboard(trace, default_predictors(trace.num_experts), budgets)
     return {(score.predictor, score.budget): score for score in found}
+
+
+def history(tokens: Sequence[Sequence[int]], layer: int = 0, previous_layer: Sequence[int] | None = None) -> History:
+    past = RoutingHistory(layer, window_size=32)
+    for experts in tokens:
+        past.record(experts)
+    return History(layer, past, previous_layer)
 
 
 class Oracle:
@@ -110,23 +118,21 @@ def test_popularity_finds_the_most_used() -> None:
 
 
 class TestPredictors:
-    HISTORY = History(0, [[1, 2], [1, 3], [4, 5]], None)
-
     def test_repeat(self) -> None:
-        assert Repeat().predict(self.HISTORY, 1) == [4]
-        assert Repeat().predict(History(0, [], None), 3) == []
+        repeat = default_predictors(8)["repeat"]
+        assert repeat.predict(history([[1, 2], [1, 3], [4, 5]]), 1) == [4]
+        assert repeat.predict(history([]), 3) == []
 
     def test_recency(self) -> None:
         # 4 and 5: 1 + 2; 1: 0.9 + 0.81; 3: 0.9; 2: 0.81.
-        assert Recency().predict(self.HISTORY, 5) == [4, 5, 1, 3, 2]
-        assert Recency(bonus=0.0).predict(self.HISTORY, 2) == [1, 4]
+        assert default_predictors(8)["recency"].predict(history([[1, 2], [1, 3], [4, 5]]), 5) == [4, 5, 1, 3, 2]
 
     def test_tables_learn(self) -> None:
         popularity, table = Popularity(8), CrossLayer(8)
-        for history, experts in ((History(1, [], [0, 1]), [6, 7]), (History(1, [], [2, 3]), [4, 7])):
-            popularity.observe(history, experts)
-            table.observe(history, experts)
-        assert popularity.predict(History(1, [], None), 1) == [7]
-        assert table.predict(History(1, [], [2, 5]), 2) == [4, 7]
-        assert set(table.predict(History(1, [], None), 1)) == {7}
-        assert popularity.predict(History(0, [], None), 2) == [0, 1]  # another layer knows nothing
+        for previous, experts in (([0, 1], [6, 7]), ([2, 3], [4, 7])):
+            popularity.observe(history([], 1, previous), experts)
+            table.observe(history([], 1, previous), experts)
+        assert popularity.predict(history([], 1), 1) == [7]
+        assert table.predict(history([], 1, [2, 5]), 2) == [4, 7]
+        assert set(table.predict(history([], 1), 1)) == {7}
+        assert popularity.predict(history([], 0), 2) == [0, 1]  # another layer knows nothing

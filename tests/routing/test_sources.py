@@ -141,3 +141,90 @@ def test_a_missing_file_and_an_unknown_suffix(tmp_path: Path) -> None:
         load_trace(tmp_path / "no.csv")
     with pytest.raises(InvalidInputError, match=r"unknown suffix: use .npz, .jsonl or .csv"):
         save_trace(random_trace(0), tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        # Numbers that would become others.
+        ("t.jsonl", '{"layer": 0, "expert_ids": [[4294967297]]}\n', "line 1: expert 4294967297 does not fit"),
+        ("t.csv", "layer,step,expert\n0,0,4294967297\n", r"t.csv, line 2: expert is 4294967297, but must lie in \[0"),
+        ("t.jsonl", '{"layer": -1, "expert_ids": [[1]]}\n', r"line 1: layer is -1, but must lie in \[0, 2"),
+        ("t.csv", "layer,step,expert\n-1,0,1\n", "t.csv, line 2: layer is -1"),
+        ("t.jsonl", '{"layer": 0, "expert_ids": [[1]], "request": 1099511627776}\n', "line 1: request is 1099"),
+        # Weights in one place and not in another, or no numbers.
+        (
+            "t.jsonl",
+            '{"layer": 0, "expert_ids": [[1]], "probs": [[1]]}\n{"layer": 0, "expert_ids": [[1]]}\n',
+            "weights in 1 of 2 calls: give them in all, or in none",
+        ),
+        ("t.csv", "layer,step,expert,weight\n0,0,1,0.5\n0,1,1,\n", "line 3: there is no weight, but rows"),
+        ("t.csv", "layer,step,expert,weight\n0,0,1,\n0,1,1,0.5\n", "line 3: there is no weight"),
+        ("t.csv", "layer,step,expert,weight\n0,0,1,nan\n", "line 2: weight is nan"),
+        ("t.jsonl", '{"layer": 0, "expert_ids": [[1]], "probs": [[NaN]]}\n', "holds weight nan at position 0"),
+        (
+            "t.jsonl",
+            '{"layer": 0, "expert_ids": [[1, 2]], "probs": [[0.1, 0.6, 0.3]]}\n',
+            "3 weights are given for 2 experts: a trace has those of the chosen experts",
+        ),
+        # Slots that are none.
+        ("t.csv", "layer,step,slot,expert\n0,0,0,1\n0,0,2,2\n", r"token 0 has the slots \[0, 2\], but they must"),
+        ("t.npz", "", r"t.npz is not a trace \("),
+        ("t.jsonl", '{"num_layers": 3}\n', "line 1: 'layer'"),
+    ],
+)
+def test_what_would_be_read_as_something_else(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        read(tmp_path, name, text)
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.csv"])
+def test_binary_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\xff\xfe\x00layer,expert\n")
+    with pytest.raises(InvalidInputError, match=rf"{name} is not text"):
+        load_trace(tmp_path / name)
+
+
+def test_damaged_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    save_trace(random_trace(1), path)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:400] + bytes(64) + whole[464:]):
+        path.write_bytes(damaged)
+        with pytest.raises(InvalidInputError, match=r"t.npz is not a trace \(.+\): give a file that save_trace wrote"):
+            load_trace(path)
+
+
+def test_offsets_that_fall() -> None:
+    trace = random_trace(1)
+    offsets = trace.offsets.copy()
+    offsets[1:3] = offsets[2:0:-1]
+    with pytest.raises(InvalidInputError, match="they must rise from 0 to that number"):
+        replace(trace, offsets=offsets)
+
+
+@pytest.mark.parametrize("size", ["num_experts", "num_layers", "top_k"])
+@pytest.mark.parametrize("suffix", [".npz", ".jsonl"])
+def test_sizes_that_the_file_contradicts(tmp_path: Path, suffix: str, size: str) -> None:
+    path = tmp_path / f"t{suffix}"
+    trace = random_trace(1)
+    save_trace(trace, path)
+    assert_same(load_trace(path, **{size: getattr(trace, size)}), trace)
+    with pytest.raises(InvalidInputError, match=f"{size} {getattr(trace, size)}, but 99 was given: leave it out"):
+        load_trace(path, **{size: 99})
+
+
+def test_slots_order_a_token_s_experts(tmp_path: Path) -> None:
+    text = "layer,step,slot,expert,weight\n0,0,1,5,0.25\n0,0,0,3,0.75\n0,1,0,2,0.5\n0,1,1,4,0.5\n"
+    trace = read(tmp_path, "t.csv", text)
+    assert trace.experts.tolist() == [3, 5, 2, 4]
+    assert trace.weights is not None
+    assert trace.weights.tolist() == [0.75, 0.25, 0.5, 0.5]
+
+
+def test_a_csv_without_phases(tmp_path: Path) -> None:
+    """Tokens of a layer beside each other are a prompt, as in JSON lines; a single one decodes."""
+    text = "step,layer,expert\n0,0,1\n1,0,2\n0,1,3\n1,1,4\n2,0,1\n2,1,3\n3,0,2\n3,1,2\n"
+    trace = read(tmp_path, "t.csv", text)
+    assert trace.phases.tolist() == [0, 0, 1, 1, 1, 1]
+    assert trace.tokens_of_calls.tolist() == [2, 2, 1, 1, 1, 1]

@@ -19,7 +19,7 @@ def small_document() -> dict[str, Any]:
     """A fresh copy, to change at will."""
     return {
         "format": "onnx-moe routing profile",
-        "version": 1,
+        "version": 2,
         "model": {
             "name": "small",
             "num_layers": LAYERS,
@@ -35,7 +35,10 @@ def small_document() -> dict[str, Any]:
             "tokens": {"prefill": 0, "decode": 2000},
             "requests": 4,
             "dropped_calls": 0,
+            "facts": {"recorder": "full"},
+            "notes": [],
             "has_weights": True,
+            "has_all_weights": True,
             "has_router_probabilities": False,
         },
         "summary": {
@@ -53,7 +56,8 @@ def small_document() -> dict[str, Any]:
         },
         "load_balance": {},
         "cooccurrence": {
-            "top_pairs": [{"experts": [2, 5], "count": 81, "layer": 2, "lift": 3.2}],
+            "top_pairs": [{"experts": [0, 1], "count": 90}],
+            "strongest_pairs": [{"experts": [2, 5], "count": 81, "layer": 2, "lift": 3.2}],
             "per_layer": [
                 {"layer": n, "top": [{"experts": [2, 5], "count": 81, "lift": 1 + n}]} for n in range(LAYERS)
             ],
@@ -89,6 +93,7 @@ def small_document() -> dict[str, Any]:
                 "lags": list(range(1, 17)),
                 "overlap": [[0.5 - 0.02 * lag for lag in range(16)]] * LAYERS,
                 "chance": [0.3, 0.25, 0.28],
+                "new_experts": [1.0, 1.0, 1.0],
                 "reuse_edges": [1, 2, 4, 8],
                 "reuse_counts": [[40, 30, 20, 10], [10, 10, 10, 10], [4, 3, 2, 1]],
                 "reuse_median": [2.0, 3.0, 4.0],
@@ -105,6 +110,12 @@ def small_document() -> dict[str, Any]:
             ],
         },
         "drift": {"prefill": None, "decode": {"per_layer": [0.1, 0.02, 0.05], "noise": [0.01, 0.01, 0.01]}},
+        "prompt_classes": {
+            "names": ["code.txt", "prose.txt"],
+            "tokens": [900, 1100],
+            "divergence": [[0.0, 0.31], [0.31, 0.0]],
+            "noise": [[0.001, 0.002], [0.002, 0.001]],
+        },
         "cache": {
             "phase": "decode",
             "expert_bytes": EXPERT_BYTES,
@@ -112,6 +123,18 @@ def small_document() -> dict[str, Any]:
             "bank_bytes": LAYERS * EXPERTS * EXPERT_BYTES,
             "token_cycle_experts": LAYERS * TOP_K,
             "token_cycle_bytes": LAYERS * TOP_K * EXPERT_BYTES,
+            "layers": LAYERS,
+            "least_experts": LAYERS * TOP_K + 1,
+            "least_bytes": (LAYERS * TOP_K + 1) * EXPERT_BYTES,
+            "lookups_per_token": LAYERS * TOP_K,
+            "step_tokens": 1.0,
+            "misses": {
+                "policy": "decayed-lfu",
+                "capacity": 7,
+                "share": [list(reversed(row)) for row in SHARES],
+                "per_token": [0.5, 1.0, 0.25],
+                "bytes_per_token": [500_000, 1_000_000, 250_000],
+            },
             "simulated_tokens": 2000,
             "warmup_tokens": 500,
             "curves": [

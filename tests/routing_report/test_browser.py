@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import time
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
-from onnx_moe.routing import Call, RoutingTrace
+from onnx_moe.routing import Call, LayerCounters, RoutingTrace, profile_counters
 from onnx_moe.routing.profile import RoutingProfile, profile_trace
 from onnx_moe.routing.report import write_report
 from onnx_moe.routing.report.numbers import byte_size, percent
@@ -126,13 +128,19 @@ def test_a_budget_is_set_with_arrow_keys(page):
     assert rows["read"].split("\t") == ["1.80 MB", "1.20 MB", "600 kB"]
     assert rows["reading takes"].split("\t") == ["0.9 ms", "0.6 ms", "0.3 ms"]
     assert rows["tokens/s at most"].split("\t") == ["1110", "1670", "3330"]
+    focus(page, "#computing")
+    page.press("ArrowUp")  # by one: a millisecond of computing before the reading
+    rows = dict(re.split(r"\t", line, maxsplit=1) for line in page.text("#operating-point").splitlines())
+    assert rows["tokens/s at most"].split("\t") == ["526", "625", "769"]
 
 
 def test_a_budget_below_the_token_cycle_is_said(page):
     hidden = "document.getElementById('below-cycle').hidden"
-    assert page.evaluate(hidden)
     focus(page, "#budget")
-    page.press("Home")
+    page.press(*["ArrowRight"] * 5)  # 7 of 24 experts: six of a token, and one to read into
+    assert page.text("#budget-reading").startswith("7.00 MB")
+    assert page.evaluate(hidden)
+    page.press("ArrowLeft", "ArrowLeft", "ArrowLeft")
     assert not page.evaluate(hidden)
 
 
@@ -156,6 +164,17 @@ def test_the_heat_map_switches_measure_order_scale_and_tokens(page):
         page.press("ArrowDown")
         assert first_cell() == cell, control
         assert picture(page, "expert-map") != before, control
+
+
+def test_the_heat_map_shows_misses(page):
+    focus(page, "#measure")
+    page.press("End")
+    focus(page, "#expert-map .cells")
+    page.press("PageUp", "Home", "ArrowRight")
+    assert page.text("#expert-map .reading") == (
+        "Layer 0, expert 1: 20 % of the layer’s selections, 30 % of its gate mass, 5.0 % of its 0.5 misses a token "
+        "(500 kB); 0.4 times an even share."
+    )
 
 
 def test_heat_map_cells_are_read_with_arrow_keys(page):
@@ -291,9 +310,28 @@ def test_it_prints_light_and_without_controls(page, scheme):
 
 
 def test_a_screenshot_shows_something(page):
+    """Text and curves in several colours, on the background of the colour scheme."""
     image = page.screenshot(900)
     assert struct.unpack(">II", image[16:24]) == (1280, 900)
-    assert len(image) > 20_000
+    pixels = np.round(255 * imread(io.BytesIO(image))[..., :3]).astype(int)
+    colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+    background = colours[counts.argmax()]
+    scheme = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert (background.mean() < 60) if scheme else (background.mean() > 200)
+    ink = (np.abs(pixels - background).sum(-1) > 90).mean()
+    assert 0.01 < ink < 0.5
+    saturated = colours[(colours.max(1) - colours.min(1) > 80) & (counts > 20)]
+    assert len(saturated) >= 3
+
+
+def counters_alone() -> RoutingProfile:
+    """As of a session with onnx_moe.trace = counters."""
+    whole = profile_trace(trace()).counts
+    layers = [
+        LayerCounters(str(n), whole.top_k, *(whole[key][:, n] for key in ("calls", "tokens", "uses", "mass")))
+        for n in range(whole.num_layers)
+    ]
+    return profile_counters(layers)
 
 
 def counts_only() -> RoutingProfile:
@@ -317,7 +355,9 @@ def one_layer_of_two_experts() -> RoutingProfile:
     return profile_trace(RoutingTrace.of_calls(calls, 2, 1))
 
 
-@pytest.mark.parametrize("make", [counts_only, prompts_only, no_weights, a_silent_layer, one_layer_of_two_experts])
+@pytest.mark.parametrize(
+    "make", [counters_alone, counts_only, prompts_only, no_weights, a_silent_layer, one_layer_of_two_experts]
+)
 def test_a_profile_that_lacks_something_is_shown_without_it(browser, tmp_path, make):
     browser.open(write_report(make().document(), tmp_path / "report.html"))
     browser.open_tables()

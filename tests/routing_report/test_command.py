@@ -22,13 +22,13 @@ def test_plan_writes_a_report(tmp_path: Path, source: str) -> None:
     else:
         profile_trace(trace(), name="saved").save(path)
     # 33 experts of 1 MB; the budget holds 20 of them.
-    machine = ["--memory", "20MB", "--disk-bandwidth", "1.3GB/s", "--expert-bytes", "1MB"]
+    machine = ["--memory", "20MB", "--disk-bandwidth", "1.3GB/s", "--expert-bytes", "1MB", "--compute-rate", "40"]
     result = CliRunner().invoke(app, ["plan", str(path), *machine, "--report", str(report)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "plan.html" in result.output
     page = Elements(report.read_text())
     values = {attributes.get("id"): attributes.get("value") for tag, attributes in page.elements if tag == "input"}
-    assert values == {"budget": "60", "bandwidth": "1.3"}
+    assert values == {"budget": "60", "bandwidth": "1.3", "computing": "25"}
     document = json.loads(page.scripts["profile"])
     assert document["cache"]["bank_bytes"] == LAYERS * EXPERTS * 1_000_000
     assert document["model"]["name"] == ("routing" if source == "trace" else "saved")

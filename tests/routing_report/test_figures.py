@@ -109,7 +109,7 @@ def test_transitions(shown):
 
 
 def test_cooccurrence(shown):
-    for pair in shown["cooccurrence"]["top_pairs"]:
+    for pair in shown["cooccurrence"]["strongest_pairs"]:
         rows = [set(ids) for ids in chosen(pair["layer"])]
         first, second = pair["experts"]
         together, alone = (
@@ -167,8 +167,106 @@ def test_hit_rates_of_lru(shown):
     decoded = [(at, ids) for phase, _, at, ids, _ in TOKENS if phase == 1]
     assert len(curve["capacity"]) > 5
     for capacity, rate in zip(curve["capacity"], curve["hit_rate"], strict=True):
-        counted = lru_hits(decoded, capacity)[cache["warmup_tokens"] * LAYERS * TOP_K :]
+        # Of the slots, a sixteenth is for experts that pass the cache by; with all experts in memory, none.
+        slots = capacity - max(capacity // 16, 1) if capacity < LAYERS * EXPERTS else capacity
+        counted = lru_hits(decoded, slots)[cache["warmup_tokens"] * LAYERS * TOP_K :]
         assert rate == pytest.approx(sum(counted) / len(counted), rel=1e-5), capacity
+
+
+DECODED = [(layer, ids) for phase, _, layer, ids, _ in TOKENS if phase == 1]
+
+
+def decayed_lfu_hits(calls: list[tuple[int, list[int]]], capacity: int) -> list[bool]:
+    """Who leaves has the least Σ 0.95^(its layer's calls since a use), then the least recent use."""
+    fair = capacity // LAYERS
+    floor = 2 * TOP_K if fair >= 2 * TOP_K else min(TOP_K, fair)
+    visits = [0] * LAYERS
+    uses: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    kept: set[tuple[int, int]] = set()
+    hits = []
+    for now, (layer, ids) in enumerate(calls):
+        visits[layer] += 1
+        wanted = [(layer, expert) for expert in ids]
+        hits += [key in kept for key in wanted]
+        for slot, key in enumerate(wanted):
+            uses.setdefault(key, []).append((visits[layer], TOP_K * now + slot))
+
+        def worth(key: tuple[int, int]) -> tuple[float, int]:
+            ages = sorted(visits[key[0]] - visit for visit, _ in uses[key])
+            return math.fsum(0.95**age for age in ages), uses[key][-1][1]
+
+        missing = [key for key in wanted if key not in kept]
+        kept |= set(wanted) & kept
+        for key in missing:
+            if len(kept) == capacity:
+                held = Counter(at for at, _ in kept)
+                free = [other for other in kept if other not in wanted]
+                may_go = [other for other in free if other[0] == layer or held[other[0]] > floor]
+                kept.remove(min(may_go or free, key=worth))
+            kept.add(key)
+    return hits
+
+
+def belady_hits(calls: list[tuple[int, list[int]]], capacity: int) -> list[bool]:
+    """Starts with the experts that are needed first; who leaves is needed last."""
+    needs: dict[tuple[int, int], list[int]] = {}
+    for now, (layer, ids) in enumerate(calls):
+        for expert in ids:
+            needs.setdefault((layer, expert), []).append(now)
+    kept = set(list(needs)[:capacity])
+    hits = []
+    for now, (layer, ids) in enumerate(calls):
+        wanted = [(layer, expert) for expert in ids]
+        hits += [key in kept for key in wanted]
+        for key in wanted:
+            if key not in kept and len(kept) == capacity:
+                free = [other for other in kept if other not in wanted]
+                kept.remove(max(free, key=lambda other: next((need for need in needs[other] if need > now), 10**9)))
+            kept.add(key)
+    return hits
+
+
+def test_hit_rates_of_the_other_policies(shown):
+    cache = shown["cache"]
+    curves = {one["policy"]: one for one in cache["curves"]}
+    first = cache["warmup_tokens"] * LAYERS
+    used = Counter((layer, expert) for layer, ids in DECODED[:first] for expert in ids)
+    ranked = sorted(((layer, e) for layer in range(LAYERS) for e in range(EXPERTS)), key=lambda key: (-used[key], key))
+    later = [(layer, expert) for layer, ids in DECODED[first:] for expert in ids]
+    for at in (0, 2, -2):
+        capacity = curves["lru"]["capacity"][at]
+        slots = capacity - max(capacity // 16, 1)
+        counted = decayed_lfu_hits(DECODED, slots)[first * TOP_K :]
+        assert curves["decayed-lfu"]["hit_rate"][at] == pytest.approx(sum(counted) / len(counted), rel=1e-5)
+        best = belady_hits(DECODED[first:], capacity)
+        assert curves["belady"]["hit_rate"][at] == pytest.approx(sum(best) / len(best), rel=1e-5)
+        pinned = set(ranked[:capacity])
+        share = sum(key in pinned for key in later) / len(later)
+        assert curves["static"]["hit_rate"][at] == pytest.approx(share, rel=1e-5)
+
+
+def test_predictors_scores(shown):
+    """Of the decoded tokens, which are all scored: the last token's experts, and the most used so far."""
+    assert shown["predictors"]["sampled_tokens"] == 2 * NEW
+    scores = {(score["predictor"], score["budget"]): score for score in shown["predictors"]["scores"]}
+    for budget in (TOP_K, 2 * TOP_K):
+        right = {"repeat": 0, "popularity": 0}
+        last: dict[tuple[int, int], list[int]] = {}
+        popular = [[0] * EXPERTS for _ in range(LAYERS)]
+        total = 0
+        for phase, request, layer, ids, _ in TOKENS:
+            if phase == 0:
+                continue
+            ranked = sorted(range(EXPERTS), key=lambda e, layer=layer: (-popular[layer][e], e))[:budget]
+            right["popularity"] += len(set(ranked) & set(ids))
+            right["repeat"] += len(set(last.get((request, layer), [])[:budget]) & set(ids))
+            total += len(ids)
+            last[request, layer] = ids
+            for expert in ids:
+                popular[layer][expert] += 1
+        for name, count in right.items():
+            assert scores[name, budget]["recall"] == pytest.approx(count / total, rel=1e-5)
+            assert scores[name, budget]["precision"] <= 1
 
 
 def test_hit_rates_of_lru_over_the_whole_run(shown):

@@ -11,8 +11,9 @@ from tests.routing_report.documents import small_document
 SENTENCES = {
     "cache": (
         "With 6.00 MB (25 % of the experts) in memory, decayed LFU 50 % and LRU 30 % of lookups hit, against "
-        "70 % for a cache that knew the future. Less than 6.00 MB (25 % of the experts), what one token uses "
-        "in all layers, is refused by the plugin: experts would leave just before they are needed again."
+        "70 % for a cache that knew the future. Less than 7.00 MB (29 % of the experts), what one token uses "
+        "in all layers and a slot to read into, is refused by the plugin. Of more, a sixteenth, at most eight "
+        "slots, is for experts that pass the cache by, as it is here."
     ),
     "experts": (
         "The busiest is expert 0 of layer 0, with 50 % of its layer’s selections, 4.0 times an even share. 1 "
@@ -28,8 +29,8 @@ SENTENCES = {
     ),
     "time": (
         "A decode token chooses 50 % of the experts that the token before chose, and 20 % of those 16 tokens "
-        "back; popularity alone would give 28 %. In the middle layer, half of all reuses come within 3 "
-        "tokens."
+        "back; popularity alone would give 28 %. 1.0 of a token’s 2 experts in a layer were not the last token’s. "
+        "In the middle layer, half of all reuses come within 3 tokens."
     ),
     "relations": (
         "Layer 1 tells most about the next: 0.75 bits about what layer 2 chooses. Experts 2 and 5 of layer 2 "
@@ -70,7 +71,7 @@ def test_key_figures():
 def test_findings_without_held_out_tokens_or_pairs():
     document = small_document()
     document["concentration"]["decode"]["all"]["held_out"] = None
-    document["cooccurrence"]["top_pairs"] = []
+    document["cooccurrence"]["strongest_pairs"] = []
     assert findings.concentration(document).endswith("takes 61 % of decode selections.")
     assert findings.relations(document).endswith("about what layer 2 chooses.")
 

@@ -7,10 +7,10 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from onnx_moe.errors import InvalidInputError
+from onnx_moe.routing import profile_trace, simulate_routing
 from onnx_moe.routing.report import json_lines, render_page, write_report
 from tests.routing_report.documents import CAPACITIES, EXPERTS, LAYERS, SHARES, small_document
 
@@ -72,7 +72,7 @@ def test_ids_are_unique_and_controls_have_labels():
     assert len(ids) == len(set(ids))
     labelled = set(elements.having("for"))
     controls = [attributes["id"] for tag, attributes in elements.elements if tag in ("select", "input")]
-    assert len(controls) == 7
+    assert len(controls) == 8
     assert set(controls) <= labelled
     anchors = {target[1:] for target in elements.having("href") if len(target) > 1 and target.startswith("#")}
     assert anchors <= set(ids)
@@ -106,28 +106,13 @@ def test_warnings_of_the_recording():
 
 
 def test_a_large_profile_stays_small(tmp_path):
-    layers, experts, windows = 48, 128, 512
-    random = np.random.default_rng(0)
-    document = small_document()
-    document["model"] |= {
-        "num_layers": layers,
-        "num_experts": experts,
-        "layer_names": [f"model.layers.{n}.mlp.router" for n in range(layers)],
-    }
-    share = [[float(f"{value:.6g}") for value in row] for row in random.dirichlet(np.ones(experts), layers)]
-    document["maps"] = {phase: {"share": share, "mass": share} for phase in ("prefill", "decode", "all")}
-    document["per_layer"] = [{**document["per_layer"][0], "layer": n} for n in range(layers)]
-    value = [[float(f"{value:.6g}") for value in row] for row in 1 + random.random((windows, layers))]
-    document["balance"] = {
-        phase: {**document["balance"]["decode"], "per_layer": value[0], "windows": value, "entropy": value}
-        for phase in ("prefill", "decode")
-    }
-    top = [[[int(e), 0.123456] for e in random.permutation(experts)[:4]] for _ in range(experts)]
-    document["transitions"]["per_layer"] = [None] + [
-        {**document["transitions"]["per_layer"][1], "layer": n, "from_layer": n - 1, "top": top}
-        for n in range(1, layers)
-    ]
-    assert write_report(document, tmp_path / "large.html").stat().st_size < 5_000_000
+    """A real profile of 48 layers × 128 experts: what grows with the tokens is bounded (64 windows, 16 lags)."""
+    trace = simulate_routing("qwen3-30b-a3b", 1100, seed=3)
+    profile = profile_trace(trace, name="large", expert_bytes=2_500_000)
+    document = profile.document()
+    assert len(document["balance"]["decode"]["windows"]) > 32
+    assert all(link and len(link["top"]) == 128 for link in document["transitions"]["per_layer"][1:])
+    assert write_report(document, tmp_path / "large.html").stat().st_size < 1_500_000
 
 
 def test_files_by_suffix(tmp_path):
@@ -139,15 +124,15 @@ def test_files_by_suffix(tmp_path):
 
 
 def test_the_page_opens_at_a_machines_budget_and_disk():
-    def start(**machine: float) -> tuple[str | None, str | None]:
+    def start(**machine: float) -> tuple[str | None, ...]:
         elements = Elements(render_page(small_document(), **machine)).elements
         values = {attributes.get("id"): attributes.get("value") for tag, attributes in elements if tag == "input"}
-        return values["budget"], values["bandwidth"]
+        return values["budget"], values["bandwidth"], values["computing"]
 
-    assert start() == ("25", "2.0")
-    assert start(budget=12.3e6, bandwidth=0.7e9) == ("51", "0.7")
-    assert start(budget=1e12) == ("100", "2.0")
-    assert start(budget=1) == ("1", "2.0")
+    assert start() == ("25", "2", "0")
+    assert start(budget=12.3e6, bandwidth=0.7e9, compute_seconds=0.0125) == ("51", "0.7", "12.5")
+    assert start(budget=1e12) == ("100", "2", "0")
+    assert start(budget=1) == ("1", "2", "0")
 
 
 def test_json_lines_hold_each_layer_and_each_point():
@@ -163,8 +148,8 @@ def test_json_lines_hold_each_layer_and_each_point():
 def test_misuse_says_what_to_do(tmp_path):
     with pytest.raises(InvalidInputError, match=r"'report\.pdf': use a name that ends in \.html, \.json, \.jsonl"):
         write_report(small_document(), tmp_path / "report.pdf")
-    with pytest.raises(InvalidInputError, match="version 2, but a report needs"):
-        write_report(small_document() | {"version": 2}, tmp_path / "report.html")
+    with pytest.raises(InvalidInputError, match="version 1, but a report needs"):
+        write_report(small_document() | {"version": 1}, tmp_path / "report.html")
     with pytest.raises(InvalidInputError, match="format None"):
         write_report({}, tmp_path / "report.html")
     assert not list(tmp_path.iterdir())

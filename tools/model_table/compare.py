@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import onnx_moe
 from onnx_moe.export import ExportReport, with_fp4_weights
-from onnx_moe.export.cache import cache_name
+from onnx_moe.export.kv_cache import cache_name
 from tools.model_table.architectures import make_model
 from tools.model_table.comparison import Comparison
 
@@ -35,8 +35,7 @@ class OnnxSteps:
         self.cache: dict[str, Array] = {}
         for value in self.session.get_inputs():
             if value.name.startswith("past_key_values."):
-                sizes = {"batch": batch, "past_length": 0}
-                shape = [sizes.get(size, size) for size in value.shape]
+                shape = [size if isinstance(size, int) else batch if size == "batch" else 0 for size in value.shape]
                 self.cache[value.name] = np.zeros(shape, _NUMPY_TYPES[value.type])
 
     def step(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Array:

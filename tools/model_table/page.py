@@ -81,4 +81,10 @@ def _reason(architecture: Architecture, results: dict[str, Result]) -> str:
         return "not run yet"
     if result.comparison is not None:
         return f"differs from Torch by {result.comparison.worst:.1e}"
-    return architecture.obstacle or result.reason.partition("\n")[0].replace("|", "\\|")[:300]
+    return architecture.obstacle or _summary(result.reason).replace("|", "\\|")[:300]
+
+
+def _summary(reason: str) -> str:
+    """A line of an error: of torch.export's pages, what it was that failed."""
+    _, _, summary = reason.partition("## Exception summary")
+    return " ".join((summary.partition("(Refer to")[0] or reason.partition("\n")[0]).split())

@@ -30,14 +30,14 @@ _HELD_OUT_DOCUMENT_CHARS = 6_000
 _VALIDATION_BYTES = 200_000
 
 
-def _rank(document: Document) -> int:
+def rank(document: Document) -> int:
     """A fixed pseudo-random number per document: decides the split and the order."""
     key = f"{document.kind}/{document.source}/{document.name}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
 
 
 def _split(document: Document) -> str:
-    per_mille = _rank(document) % 1000
+    per_mille = rank(document) % 1000
     if per_mille < 45 and document.held_out_license:
         return "heldout"
     return "validation" if per_mille >= 985 else "train"
@@ -51,7 +51,7 @@ def _shortened(document: Document, limit: int) -> Document:
     return replace(document, text=document.text[: end if end > 0 else limit])
 
 
-def _deduplicated(candidates: Iterable[Document], deduplicator: Deduplicator) -> Iterable[Document]:
+def deduplicated(candidates: Iterable[Document], deduplicator: Deduplicator) -> Iterable[Document]:
     for document in candidates:
         text = deduplicator.unseen(document.text).strip()
         if is_usable(text):
@@ -73,7 +73,7 @@ def _within_limits(candidates: Iterable[Document]) -> list[Document]:
     return kept
 
 
-def _small_split(candidates: Iterable[Document], bytes_per_kind: int, document_chars: int) -> list[Document]:
+def small_split(candidates: Iterable[Document], bytes_per_kind: int, document_chars: int) -> list[Document]:
     taken: Counter[str] = Counter()
     kept = []
     for document in candidates:
@@ -93,16 +93,16 @@ def gather() -> dict[str, list[Document]]:
         if is_usable(cleaned.text):
             splits[_split(cleaned)].append(cleaned)
     deduplicator = Deduplicator()
-    by_source = sorted(splits["train"], key=lambda document: ("package" in document.source, _rank(document)))
-    train = _within_limits(_deduplicated(by_source, deduplicator))
+    by_source = sorted(splits["train"], key=lambda document: ("package" in document.source, rank(document)))
+    train = _within_limits(deduplicated(by_source, deduplicator))
     small = {}
     for name, size, chars in (
         ("validation", _VALIDATION_BYTES, 20_000),
         ("heldout", _HELD_OUT_BYTES, _HELD_OUT_DOCUMENT_CHARS),
     ):
-        ordered = sorted(splits[name], key=_rank)
-        small[name] = _small_split(_deduplicated(ordered, deduplicator), size, chars)
-    return {"train": sorted(train, key=_rank), **small}
+        ordered = sorted(splits[name], key=rank)
+        small[name] = small_split(deduplicated(ordered, deduplicator), size, chars)
+    return {"train": sorted(train, key=rank), **small}
 
 
 def _manifest(splits: dict[str, list[Document]]) -> dict[str, object]:

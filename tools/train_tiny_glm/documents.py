@@ -18,7 +18,7 @@ from markup import html_to_text, info_to_text, pod_to_text, roff_to_text
 PROSE = "prose"
 CODE = "code"
 _MAX_FILE_BYTES = 1_500_000
-_EXCLUDED_FOLDERS = frozenset(
+EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "testing", "idle_test", "lib2to3", "encodings", "__pycache__", "node_modules"}
     | {"_vendor", "_vendored", "vendor", "third_party"}
 )
@@ -47,7 +47,7 @@ def read_text(path: Path) -> str:
 def _files(root: Path, *suffixes: str) -> Iterator[Path]:
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root)
-        if path.name.endswith(suffixes) and path.is_file() and not _EXCLUDED_FOLDERS & set(inside.parts[:-1]):
+        if path.name.endswith(suffixes) and path.is_file() and not EXCLUDED_FOLDERS & set(inside.parts[:-1]):
             yield path
 
 

@@ -11,7 +11,7 @@ from onnx_moe.routing.trace import PHASES
 if TYPE_CHECKING:
     from onnx_moe.routing.profile import RoutingProfile
 
-FORMAT, VERSION = "onnx-moe routing profile", 1
+FORMAT, VERSION = "onnx-moe routing profile", 2
 
 
 def document(profile: RoutingProfile) -> dict[str, Any]:
@@ -35,7 +35,10 @@ def document(profile: RoutingProfile) -> dict[str, Any]:
             "tokens": dict(zip(PHASES, counts["tokens"].max(1), strict=True)),
             "requests": counts["requests"][0],
             "dropped_calls": profile.dropped_calls,
+            "facts": profile.facts,
+            "notes": profile.notes,
             "has_weights": counts.has_weights,
+            "has_all_weights": counts.has_all_weights,
             "has_router_probabilities": counts.has_probabilities,
         },
         "summary": load.summary(profile),
@@ -50,6 +53,7 @@ def document(profile: RoutingProfile) -> dict[str, Any]:
         "transitions": relations.transitions(profile),
         "predictors": relations.predictors(profile),
         "drift": time.drift(profile),
+        "prompt_classes": time.prompt_classes(profile),
         "cache": cache.cache(profile),
     }
     result: dict[str, Any] = plain(sections)

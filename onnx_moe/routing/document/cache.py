@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnx_moe.routing.cache_simulation import SlotDivision
 from onnx_moe.routing.trace import DECODE, PHASES
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ TARGETS, POLICY = (0.8, 0.9, 0.95), "decayed-lfu"
 def cache(profile: RoutingProfile) -> dict[str, Any]:
     """Hit-rate curves; without a sample of calls there are none."""
     model, found = profile.model, profile.hit_rates
-    bank, cycle = model.num_layers * model.num_experts, model.num_layers * model.top_k
+    called = int((profile.counts["tokens"].sum(0) > 0).sum()) if found is None else found.num_layers
+    bank, cycle = called * model.num_experts, called * model.top_k
+    least = SlotDivision.of(bank, called, model.num_experts, model.top_k).least if called else 0
 
     def in_bytes(experts: Any) -> Any:
         return None if experts is None or model.expert_bytes is None else experts * model.expert_bytes
@@ -27,14 +30,20 @@ def cache(profile: RoutingProfile) -> dict[str, Any]:
     section: dict[str, Any] = {
         "phase": PHASES[DECODE if found is None else found.phase],
         "expert_bytes": model.expert_bytes,
+        "layers": called,
         "bank_experts": bank,
         "bank_bytes": in_bytes(bank),
         "token_cycle_experts": cycle,
         "token_cycle_bytes": in_bytes(cycle),
+        "least_experts": least,
+        "least_bytes": in_bytes(least),
+        "lookups_per_token": None if found is None else found.lookups_per_token,
+        "step_tokens": None if found is None else found.rows,
         "simulated_tokens": 0 if found is None else found.tokens,
         "warmup_tokens": 0 if found is None else found.warmup_tokens,
         "curves": [],
         "targets": [],
+        "misses": None,
         "whole_run": {phase: _whole_run(profile, i, found) for i, phase in enumerate(PHASES)},
     }
     if found is None:
@@ -48,6 +57,7 @@ def cache(profile: RoutingProfile) -> dict[str, Any]:
         }
         for curve in found.curves
     ]
+    section["misses"] = _misses(found, model.expert_bytes)
     for target in TARGETS:
         capacity = found.curve(POLICY).least_capacity(target)
         section["targets"].append(
@@ -60,6 +70,20 @@ def cache(profile: RoutingProfile) -> dict[str, Any]:
             }
         )
     return section
+
+
+def _misses(found: HitRateCurves, expert_bytes: int | None) -> dict[str, Any]:
+    """Which experts are missing, and what that costs a token in each layer."""
+    counts = found.misses.counts
+    of_layer = counts.sum(1)
+    per_token = of_layer / max(found.tokens - found.warmup_tokens, 1)
+    return {
+        "policy": found.misses.policy,
+        "capacity": found.misses.capacity,
+        "share": counts / np.maximum(of_layer, 1)[:, None],
+        "per_token": per_token,
+        "bytes_per_token": None if expert_bytes is None else per_token * expert_bytes,
+    }
 
 
 def _whole_run(profile: RoutingProfile, phase: int, found: HitRateCurves | None) -> dict[str, Any] | None:

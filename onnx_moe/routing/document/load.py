@@ -33,7 +33,7 @@ def summary(profile: RoutingProfile) -> dict[str, Any]:
         "total_tokens_profiled": counts["tokens"].sum(),
         "avg_load_balance_cv": _mean([layer.load_balance_cv for layer in layers if layer.total_tokens]),
         "avg_entropy": _mean([layer.entropy for layer in layers if layer.total_tokens]),
-        "avg_gini": _mean([layer.gini for layer in layers if layer.total_tokens]),
+        "avg_gini": _mean([layer.gini_coefficient for layer in layers if layer.total_tokens]),
         "tokens": counts["tokens"].sum(0).max(),
         "avg_active_experts": _mean([layer.active_experts for layer in layers if layer.total_tokens]),
         "avg_overlap_lag1": shared / (tokens * counts.top_k) if tokens else None,
@@ -52,9 +52,9 @@ def _balance(profile: RoutingProfile) -> Array:
 def load_balance(profile: RoutingProfile) -> dict[str, Any]:
     """Experts that are hot, cold, dead: of any layer, any layer, every layer with tokens; and of each layer."""
     layers = [layer for layer in profile.layers if layer.total_tokens]
-    hot = sorted({expert for layer in layers for expert in layer.hot_experts})
-    cold = sorted({expert for layer in layers for expert in layer.cold_experts})
-    dead = sorted(set.intersection(*(set(layer.dead_experts) for layer in layers))) if layers else []
+    hot = sorted({expert for layer in layers for expert in layer.get_hot_experts()})
+    cold = sorted({expert for layer in layers for expert in layer.get_cold_experts()})
+    dead = sorted(set.intersection(*(set(layer.get_dead_experts()) for layer in layers))) if layers else []
     return {
         "hot_experts": hot,
         "cold_experts": cold,
@@ -63,15 +63,17 @@ def load_balance(profile: RoutingProfile) -> dict[str, Any]:
         "num_cold": len(cold),
         "num_dead": len(dead),
         "prunable_experts": dead,
-        "hot_by_layer": [layer.hot_experts for layer in profile.layers],
-        "cold_by_layer": [layer.cold_experts for layer in profile.layers],
-        "dead_by_layer": [layer.dead_experts for layer in profile.layers],
+        "hot_threshold": profile.thresholds.hot,
+        "cold_threshold": profile.thresholds.cold,
+        "hot_by_layer": [layer.get_hot_experts() for layer in profile.layers],
+        "cold_by_layer": [layer.get_cold_experts() for layer in profile.layers],
+        "dead_by_layer": [layer.get_dead_experts() for layer in profile.layers],
         "unseen_by_layer": [layer.unseen_experts for layer in profile.layers],
     }
 
 
 def per_layer(profile: RoutingProfile) -> list[dict[str, Any]]:
-    """One entry a layer."""
+    """One entry for each layer that had tokens."""
     balance = _balance(profile)
     loads = profile.counts.counts.sum(0)
     return [
@@ -80,12 +82,12 @@ def per_layer(profile: RoutingProfile) -> list[dict[str, Any]]:
             "name": profile.model.layer_names[layer.layer_idx],
             "tokens": layer.total_tokens,
             "active_experts": layer.active_experts,
-            "dead_experts": layer.num_dead,
+            "dead_experts": layer.dead_experts,
             "load_balance_cv": layer.load_balance_cv,
             "entropy": layer.entropy,
-            "gini": layer.gini,
-            "hot_experts": layer.hot_experts,
-            "cold_experts": layer.cold_experts,
+            "gini": layer.gini_coefficient,
+            "hot_experts": layer.get_hot_experts(),
+            "cold_experts": layer.get_cold_experts(),
             "unseen_experts": len(layer.unseen_experts),
             "load_balance_cv_all": layer.load_balance_cv_all,
             "max_over_mean": layer.max_over_mean,
@@ -95,6 +97,7 @@ def per_layer(profile: RoutingProfile) -> list[dict[str, Any]]:
             "unseen_rate_bound": layer.unseen_rate_bound,
         }
         for layer in profile.layers
+        if layer.total_tokens
     ]
 
 

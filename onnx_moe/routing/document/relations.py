@@ -20,13 +20,13 @@ ENOUGH_PAIRS = 10
 
 
 def cooccurrence(profile: RoutingProfile) -> dict[str, Any]:
-    """The pairs with the greatest lift, of each layer and of all."""
+    """The pairs with the greatest lift, of each layer and of all; and the most frequent ones, summed over layers."""
     layers = []
     for layer in range(profile.model.num_layers):
         found = ExpertCooccurrence.of(profile.counts, [layer], num_pairs=0)
         assert found.lift is not None
         rows, columns = np.triu_indices(profile.model.num_experts, 1)
-        pairs, lift = found.matrix[rows, columns], found.lift[rows, columns]
+        pairs, lift = found.cooccurrence_matrix[rows, columns], found.lift[rows, columns]
         order = np.argsort(-np.where(pairs >= ENOUGH_PAIRS, lift, -1.0), kind="stable")[:PAIRS]
         top = [
             {"experts": [rows[i], columns[i]], "count": pairs[i], "lift": lift[i]}
@@ -36,7 +36,9 @@ def cooccurrence(profile: RoutingProfile) -> dict[str, Any]:
         layers.append({"layer": layer, "top": top})
     strongest = [{**pair, "layer": entry["layer"]} for entry in layers for pair in entry["top"]]  # type: ignore[attr-defined]
     strongest.sort(key=lambda pair: -pair["lift"])
-    return {"top_pairs": strongest[:TOP_PAIRS], "per_layer": layers}
+    summed = ExpertCooccurrence.of(profile.counts, range(profile.model.num_layers), num_pairs=TOP_PAIRS)
+    frequent = [{"experts": [first, second], "count": count} for first, second, count in summed.top_pairs]
+    return {"top_pairs": frequent, "strongest_pairs": strongest[:TOP_PAIRS], "per_layer": layers}
 
 
 def predictability(profile: RoutingProfile) -> dict[str, Any]:
@@ -45,7 +47,9 @@ def predictability(profile: RoutingProfile) -> dict[str, Any]:
     return {
         "predictable_from_layer": found.predictable_from_layer,
         "avg_prediction_accuracy": found.avg_prediction_accuracy,
-        "per_layer_from_layer0": found.layer_correlations[0],
+        "per_layer_from_layer0": found.per_layer_accuracy,
+        "foretold_from_layer": found.foretold_from_layer,
+        "avg_table_recall": found.avg_table_recall,
         "per_layer_from_previous": found.table_recall,
     }
 
@@ -81,7 +85,8 @@ def predictors(profile: RoutingProfile) -> dict[str, Any]:
     top_k = profile.model.top_k
     tokens = 0
     if profile.sample is not None:
-        tokens = len(scored_part(profile.sample).experts) // (top_k * profile.model.num_layers)
+        part = scored_part(profile.sample)
+        tokens = len(part.experts) // (top_k * len(np.unique(part.layers)))
     return {
         "sampled_tokens": tokens,
         "budgets": [top_k, 2 * top_k],

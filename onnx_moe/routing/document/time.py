@@ -24,7 +24,7 @@ def balance(profile: RoutingProfile) -> dict[str, Any]:
 def _balance(profile: RoutingProfile, phase: int) -> dict[str, Any] | None:
     if not profile.counts["tokens"][phase].any():
         return None
-    history = balance_of(profile.counts, phase)
+    history = balance_of(profile.counts, phase)  # of counters, without windows
     return {
         "basis": history.basis,
         "per_layer": history.per_layer,
@@ -42,13 +42,15 @@ def time_structure(profile: RoutingProfile) -> dict[str, Any]:
 def _time(profile: RoutingProfile, phase: int) -> dict[str, Any] | None:
     counts = profile.counts
     tokens = counts["tokens"][phase]
-    if not tokens.any():
+    if not counts["lag_tokens"][phase].any() and not counts["gaps"][phase].any():
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         overlap = counts["lag_shared"][phase] / (counts["lag_tokens"][phase] * counts.top_k)
         # A token has expert e with probability r_e, and shares it with another with r_e²; of top_k experts.
         rate = counts.counts[phase] / tokens[:, None]
         chance = (rate**2).sum(-1) / counts.top_k
+        # Experts of a call that the token before it in its sequence did not choose.
+        fresh = counts.top_k * (1 - overlap[:, 0])
     gaps = counts["gaps"][phase]
     bins = int(np.flatnonzero(gaps.sum(0)).max(initial=0)) + 1
     edges = 2 ** np.arange(bins)
@@ -56,6 +58,7 @@ def _time(profile: RoutingProfile, phase: int) -> dict[str, Any] | None:
         "lags": np.arange(1, LAGS + 1),
         "overlap": overlap,
         "chance": chance,
+        "new_experts": fresh,
         "reuse_edges": edges,
         "reuse_counts": gaps[:, :bins],
         "reuse_median": [measures.median_of_bins(edges, row[:bins]) for row in gaps],
@@ -74,4 +77,24 @@ def _drift(profile: RoutingProfile, phase: int) -> dict[str, Any] | None:
     return {
         "per_layer": measures.jensen_shannon(first, second),
         "noise": measures.jensen_shannon_noise(first, second),
+    }
+
+
+def prompt_classes(profile: RoutingProfile) -> dict[str, Any] | None:
+    """How far the routing of each kind of prompt is from that of each other: means over layers."""
+    classes = profile.classes
+    if classes is None:
+        return None
+    pairs = [(first, second) for first in classes.counts for second in classes.counts]
+    size = len(classes.names)
+
+    def table(measure: Any) -> Any:
+        values = [np.nanmean(np.where(np.isfinite(rows := measure(*pair)), rows, np.nan)) for pair in pairs]
+        return np.array(values).reshape(size, size)
+
+    return {
+        "names": classes.names,
+        "tokens": classes.tokens.max(1),
+        "divergence": table(measures.jensen_shannon),
+        "noise": table(measures.jensen_shannon_noise),
     }

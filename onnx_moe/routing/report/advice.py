@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnx_moe.routing.report.numbers import byte_size, counted, percent
 from onnx_moe.routing.report.reading import (
+    CONTROLS,
     POLICIES,
     Document,
     curves,
@@ -21,8 +22,12 @@ PREFETCH_RECALL = 0.7
 #: Differences of hit rates below which policies are told to be alike.
 ALIKE = 0.02
 
-#: Tokens below which first uses shape a replay: it says little about long runs.
+#: Tokens of the whole run below which it says little about others. A replay of a part of a long run is held to the
+#: whole run's first uses instead: `MANY_FIRST_USES`.
 FEW_TOKENS = 1000
+
+#: Share of a run's lookups that are first uses of an expert, from which on they shape its hit rates.
+MANY_FIRST_USES = 0.05
 
 
 def advice(document: Document) -> str:
@@ -34,7 +39,12 @@ def advice(document: Document) -> str:
 def _budget(document: Document) -> str | None:
     policy = online_policy(document)
     if policy is None:
-        return "Only counts are known, which say nothing about caches: record every call (onnx_moe.trace = full)."
+        notes = document["recorded"]["notes"]
+        return (
+            notes[0]
+            if notes
+            else "Only counts are known, which say nothing about caches: record every call (onnx_moe.trace = full)."
+        )
     wanted = {rate: target(document, rate) for rate in (0.8, 0.9, 0.95)}
     reached = {rate: one for rate, one in wanted.items() if one}
     if not reached:
@@ -59,8 +69,8 @@ def _floor(document: Document) -> str | None:
     if not cache:
         return None
     return (
-        f"Never give less than {memory(document, cache['token_cycle_experts'])}: a single token uses that much "
-        "on its way through the layers, and below it experts leave just before they are needed again."
+        f"Never give less than {memory(document, cache['least_experts'])}: a single token uses that much on its way "
+        "through the layers, with a slot to read into, and below it the plugin refuses to start."
     )
 
 
@@ -68,11 +78,11 @@ def _policy(document: Document) -> str | None:
     known = curves(document)
     if not {"lru", "decayed-lfu"} <= known.keys():
         return None
-    cycle = document["cache"]["token_cycle_experts"]
+    least = document["cache"]["least_experts"]
     gains = {
         capacity: hit_rate(known["decayed-lfu"], capacity) - hit_rate(known["lru"], capacity)
         for capacity in known["lru"]["capacity"]
-        if capacity >= cycle
+        if capacity >= least
     }
     if not gains:
         return None
@@ -107,17 +117,20 @@ def _pinning(document: Document) -> str | None:
 
 
 def _prefetching(document: Document) -> str | None:
-    known = scores(document)
+    known = {name: score for name, score in scores(document).items() if name not in CONTROLS}
     if not known:
         return None
     name, best = next(iter(known.items()))
     found = (
-        f"The best predictor, {name}, finds {percent(best['recall'])} of the next experts "
+        f"From history alone the best predictor, {name}, finds {percent(best['recall'])} of the next experts "
         "with as many guesses as a token uses"
     )
     if best["recall"] >= PREFETCH_RECALL:
-        return f"{found}: reading ahead is worth a try."
-    return f"{found}, too few to read ahead for: most of what a cache misses would be guessed wrong."
+        return f"{found}: reading ahead is worth a try (onnx_moe.prefetch)."
+    return (
+        f"{found}, too few to read ahead for: most of what a cache misses would be guessed wrong. The next layer’s "
+        "gate, which finds more in trained models, is not in this recording: try onnx_moe.prefetch = next-gate."
+    )
 
 
 def _pruning(document: Document) -> str | None:
@@ -142,9 +155,20 @@ def _trust(document: Document) -> str | None:
         doubts.append("the routing is simulated, not recorded")
     if recorded["dropped_calls"]:
         doubts.append(f"the recording lacks {counted(recorded['dropped_calls'], 'call')}")
-    if cache and 0 < cache["simulated_tokens"] < FEW_TOKENS:
-        doubts.append(f"it was replayed on {counted(cache['simulated_tokens'], 'token')} only")
+    doubts += recorded["notes"] if cache and cache["curves"] else []
+    if cache and cache["curves"]:
+        tokens, first_uses = recorded["tokens"][cache["phase"]], _first_uses(cache)
+        if tokens < FEW_TOKENS:
+            doubts.append(f"the run has {counted(tokens, cache['phase'] + ' token')} only")
+        elif first_uses > MANY_FIRST_USES:
+            doubts.append(f"{percent(first_uses)} of the run’s lookups are first uses of an expert, which no cache has")
+    doubts = [doubt[:1].lower() + doubt[1:].rstrip(".") for doubt in doubts]
     return f"Take this as a first guess: {'; '.join(doubts)}." if doubts else None
+
+
+def _first_uses(cache: Document) -> float:
+    run = (cache.get("whole_run") or {}).get(cache["phase"])
+    return run["first_uses"] / run["lookups"] if run else 0.0
 
 
 def _capital(text: str) -> str:

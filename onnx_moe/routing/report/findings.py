@@ -8,6 +8,7 @@ import numpy as np
 
 from onnx_moe.routing.report.numbers import byte_size, counted, mean, percent
 from onnx_moe.routing.report.reading import (
+    CONTROLS,
     POLICIES,
     Document,
     curves,
@@ -27,11 +28,11 @@ def cache(document: Document) -> str:
     rates = {name: percent(hit_rate(curve, capacity)) for name, curve in known.items()}
     online = " and ".join(f"{POLICIES[name]} {rates[name]}" for name in ("decayed-lfu", "lru") if name in known)
     bound = f", against {rates['belady']} for a cache that knew the future" if "belady" in known else ""
-    cycle = memory(document, document["cache"]["token_cycle_experts"])
+    least = memory(document, document["cache"]["least_experts"])
     return (
         f"With {memory(document, capacity)} in memory, {online} of lookups hit{bound}. "
-        f"Less than {cycle}, what one token uses in all layers, is refused by the plugin: "
-        "experts would leave just before they are needed again."
+        f"Less than {least}, what one token uses in all layers and a slot to read into, is refused by the plugin. Of "
+        "more, a sixteenth, at most eight slots, is for experts that pass the cache by, as it is here."
     )
 
 
@@ -97,8 +98,9 @@ def time(document: Document) -> str:
     return (
         f"A {phase} token chooses {before} of the experts that the token before chose, "
         f"and {back} of those {section['lags'][-1]} tokens back; "
-        f"popularity alone would give {percent(mean(section['chance']))}."
-        + (f" In the middle layer, half of all reuses come within {within}." if within else "")
+        f"popularity alone would give {percent(mean(section['chance']))}. "
+        f"{mean(section['new_experts']):.1f} of a token’s {document['model']['top_k']} experts in a layer were not "
+        "the last token’s." + (f" In the middle layer, half of all reuses come within {within}." if within else "")
     )
 
 
@@ -112,8 +114,8 @@ def relations(document: Document) -> str:
             f"Layer {link['from_layer']} tells most about the next: {link['mutual_information_bits']:.2f} bits about "
             f"what layer {link['layer']} chooses."
         )
-    if document["cooccurrence"]["top_pairs"]:
-        pair = max(document["cooccurrence"]["top_pairs"], key=lambda one: one["lift"])
+    if document["cooccurrence"]["strongest_pairs"]:
+        pair = max(document["cooccurrence"]["strongest_pairs"], key=lambda one: one["lift"])
         first, second = pair["experts"]
         sentences.append(
             f"Experts {first} and {second} of layer {pair['layer']} serve the same token {pair['lift']:.1f} times "
@@ -125,7 +127,9 @@ def relations(document: Document) -> str:
 def predictors(document: Document) -> str:
     """The best predictor beside what popularity alone finds."""
     known = scores(document)
-    name, best = next(iter(known.items()))
+    name, best = next(
+        ((name, score) for name, score in known.items() if name not in CONTROLS), next(iter(known.items()))
+    )
     guesses = "1 guess" if best["budget"] == 1 else f"{best['budget']} guesses"
     sentence = f"With {guesses} a layer, {name} finds {percent(best['recall'])} of a token’s experts"
     if name == "popularity" or "popularity" not in known:
@@ -137,12 +141,12 @@ def balance(document: Document) -> str:
     """The mean load-balancing value and the window that is furthest from balance."""
     phase = phase_of(document["balance"])
     section = document["balance"][phase]
+    average = f"Over all {phase} tokens the value is {mean(section['per_layer']):.2f} on average (1 is balanced)."
     windows = np.array(section["windows"], float)
+    if not windows.size:
+        return average
     window, layer = np.unravel_index(int(np.nanargmax(windows)), windows.shape)
-    return (
-        f"Over all {phase} tokens the value is {mean(section['per_layer']):.2f} on average (1 is balanced). "
-        f"Furthest from balance is layer {layer} in window {window}, with {windows[window, layer]:.2f}."
-    )
+    return f"{average} Furthest from balance is layer {layer} in window {window}, with {windows[window, layer]:.2f}."
 
 
 def key_figures(document: Document) -> list[tuple[str, str]]:

@@ -56,10 +56,13 @@ _SECTIONS = (
 )
 
 
-def render_page(document: Document, *, budget: float | None = None, bandwidth: float | None = None) -> str:
+def render_page(
+    document: Document, *, budget: float | None = None, bandwidth: float | None = None, compute_seconds: float = 0.0
+) -> str:
     """The page of a profile's document, as HTML. Sections that the profile knows nothing about are left out.
 
-    budget: bytes for experts, bandwidth: bytes a second of the disk, at which the page opens.
+    budget: bytes for experts, bandwidth: bytes a second of the disk, compute_seconds: of a token with all experts
+    there, at which the page opens.
     """
     return (
         _environment()
@@ -82,7 +85,8 @@ def render_page(document: Document, *, budget: float | None = None, bandwidth: f
             whole_run=findings.whole_run(document) if online_policy(document) else None,
             basis=_basis(document),
             start_percent=_start_percent(document, budget),
-            bandwidth=round((bandwidth or _BANDWIDTH) / 1e9, 3),
+            bandwidth=(bandwidth or _BANDWIDTH) / 1e9,
+            compute_milliseconds=1e3 * compute_seconds,
             scripts=_SCRIPTS,
             version=version("onnx-moe"),
         )
@@ -118,6 +122,7 @@ def _facts(document: Document) -> list[tuple[str, str]]:
         ("Decode tokens", f"{tokens['decode']:,}"),
         ("Requests", f"{recorded['requests']:,}"),
         ("Source", recorded["source"]),
+        *((name[:1].upper() + name[1:], value) for name, value in recorded["facts"].items()),
         ("Recorded", recorded["created"][:16].replace("T", " ")),
     ]
     if model["expert_bytes"]:
@@ -128,7 +133,7 @@ def _facts(document: Document) -> list[tuple[str, str]]:
 
 def _warnings(document: Document) -> list[str]:
     recorded = document["recorded"]
-    warnings = []
+    warnings = list(recorded["notes"])
     if recorded["dropped_calls"]:
         warnings.append(
             f"The recording reached its limit and lacks {counted(recorded['dropped_calls'], 'call')}: "
@@ -136,6 +141,8 @@ def _warnings(document: Document) -> list[str]:
         )
     if not recorded["has_weights"]:
         warnings.append("The recording has no gate weights: there is no gate mass.")
+    elif not recorded["has_all_weights"]:
+        warnings.append("Some calls of the recording have no gate weights: gate mass is that of the others.")
     return warnings
 
 

@@ -14,6 +14,10 @@ Document = dict[str, Any]
 POLICIES = {"lru": "LRU", "decayed-lfu": "decayed LFU", "belady": "Belady", "static": "pinning"}
 
 
+#: Predictors that others are measured against, not to be followed: chance.
+CONTROLS = ("random",)
+
+
 def phase_of(section: Document | None) -> str | None:
     """The phase that a section is read for: decode where it has tokens, for that is what a cache has to serve."""
     known = [phase for phase in ("decode", "prefill") if section and section.get(phase)]

@@ -5,7 +5,7 @@ namespace onnx_moe {
 
 namespace {
 
-bool supported() { return processor_has(AT_HWCAP2, 13); }  // HWCAP2_I8MM
+bool supported() { return processor_has(AT_HWCAP, 20) && processor_has(AT_HWCAP2, 13); }  // ASIMDDP, I8MM
 
 }  // namespace
 

@@ -1,5 +1,5 @@
 // AVX-512 with AMX: many activation rows are multiplied by tiles of bfloat16 (tile_products.h); everything else is as
-// in avx512_vnni.
+// in avx512_vbmi.
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -8,7 +8,7 @@
 
 namespace onnx_moe {
 
-extern const Kernel kAvx512VnniKernel;
+extern const Kernel kAvx512VbmiKernel;
 
 namespace {
 
@@ -28,25 +28,27 @@ constexpr PackedForms kBfloats = 2;
 PackedForms forms(const Operands& operands, int64_t rows) { return by_tiles(operands, rows) ? kBfloats : kIntegers; }
 
 // A packed row: the integers, then the bfloats.
-int64_t bfloats_offset(const Operands& operands) { return kAvx512VnniKernel.packed_bytes(operands); }
+int64_t bfloats_offset(const Operands& operands) { return kAvx512VbmiKernel.packed_bytes(operands); }
 
 int64_t both_bytes(const Operands& operands) { return bfloats_offset(operands) + bfloat_row_bytes(operands); }
 
 void pack_forms(const Operands& operands, PackedForms forms, const float* row, uint8_t* packed) {
-  if (forms & kIntegers) kAvx512VnniKernel.pack(operands, forms, row, packed);
+  if (forms & kIntegers) kAvx512VbmiKernel.pack(operands, forms, row, packed);
   if (forms & kBfloats) pack_bfloat_row(operands, row, packed + bfloats_offset(operands));
 }
 
 // Scales of the tile's weight rows, and of those between them.
 bool scales_fit(const Operands& operands, const Fp4Tile& tile) {
-  bool fit = true;
   for (int b = 0; b < tile.bands; ++b) {
     const WeightBand& band = tile.band[b];
-    const int64_t row_bytes = operands.scale_row_bytes();
-    fit &= scales_fit(operands.format.format, tile.scales + band.first * row_bytes,
-                      ((tile.columns - 1) * band.step + 1) * row_bytes);
+    const WeightRun run{&operands, tile.codes + band.first * operands.row_bytes(),
+                        tile.scales + band.first * operands.scale_row_bytes(), (tile.columns - 1) * band.step + 1};
+    if (!scales_fit(operands.format.format, run.scales, run.rows * operands.scale_row_bytes()) &&
+        !misfits_are_zeros(run)) {
+      return false;
+    }
   }
-  return fit;
+  return true;
 }
 
 template <template <typename> typename SourceOf, Format kFormat>
@@ -73,7 +75,7 @@ void multiply(const Operands& operands, const Fp4Tile& tile, const Rows& rows, c
 }
 
 void fp4_products(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
-  if (!by_tiles(operands, rows.count)) return kAvx512VnniKernel.fp4_products(operands, tile, rows, products);
+  if (!by_tiles(operands, rows.count)) return kAvx512VbmiKernel.fp4_products(operands, tile, rows, products);
   switch (operands.format.format) {
     case Format::kMxfp4:
       return multiply<Format::kMxfp4>(operands, tile, rows, products);
@@ -84,20 +86,27 @@ void fp4_products(const Operands& operands, const Fp4Tile& tile, const Rows& row
   }
 }
 
-// Linux lets a process use tiles once it has asked (arch_prctl): their registers make every signal frame larger.
-bool tiles_permitted() {
+constexpr long kTileData = 18;  // the tiles' number among the parts of a thread's state
+
+bool supported() {
+  constexpr long kSupportedState = 0x1021;
+  uint64_t state = 0;
+  return kAvx512VbmiKernel.supported() && has_bfloat_tiles() && syscall(SYS_arch_prctl, kSupportedState, &state) == 0 &&
+         (state >> kTileData & 1) != 0;
+}
+
+// Linux lets a process use tiles once it has asked: their registers make every signal frame larger.
+bool enable() {
   constexpr long kRequestPermission = 0x1023;
-  constexpr long kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-bool supported() { return kAvx512VnniKernel.supported() && has_bfloat_tiles() && tiles_permitted(); }
-
-// avx512_vnni is there before any constructor runs: a constant.
+// avx512_vbmi is there before any constructor runs: a constant.
 Kernel make_kernel() {
-  Kernel kernel = kAvx512VnniKernel;
+  Kernel kernel = kAvx512VbmiKernel;
   kernel.name = "avx512_amx";
   kernel.supported = supported;
+  kernel.enable = enable;
   kernel.packed_bytes = both_bytes;
   kernel.forms = forms;
   kernel.pack = pack_forms;

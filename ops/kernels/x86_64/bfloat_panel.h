@@ -151,6 +151,40 @@ inline bool scales_fit(Format format, const uint8_t* scales, int64_t bytes) {
   return misfits == 0;
 }
 
+// Successive weight rows of an expert; interleaved ones in whole groups.
+struct WeightRun {
+  const Operands* operands;
+  const uint8_t* codes;
+  const uint8_t* scales;
+  int64_t rows;
+};
+
+// Whether every block whose scale does not fit is one of zeros, as quantisers leave them where weights are padded:
+// tiles take its weights for zeros, whatever the scale (but for NaN). Only mxfp4 has such scales.
+inline bool misfits_are_zeros(const WeightRun& run) {
+  const Operands& operands = *run.operands;
+  if (operands.format.format != Format::kMxfp4) return false;
+  const bool interleaved = operands.layout == WeightLayout::kInterleaved;
+  const int64_t blocks = operands.scale_row_bytes();
+  const int64_t block_bytes = operands.format.block_size / 2;
+  // Of a block: runs of codes, and the distance between them.
+  const int64_t run_bytes = interleaved ? 4 : block_bytes;
+  const int64_t run_stride = interleaved ? 4 * kGroupRows : block_bytes;
+  for (int64_t i = 0; i < run.rows * blocks; ++i) {
+    if (scales_fit(Format::kMxfp4, run.scales + i, 1)) continue;
+    if (run.scales[i] == 0xFF) return false;
+    const int64_t group = i / (blocks * kGroupRows) * (blocks * kGroupRows);
+    const int64_t block = (i - group) / kGroupRows;
+    const int64_t lane = i % kGroupRows;
+    const uint8_t* codes =
+        run.codes + (interleaved ? (group + block * kGroupRows) * block_bytes + lane * 4 : i * block_bytes);
+    for (int64_t byte = 0; byte < block_bytes; ++byte) {
+      if (codes[byte / run_bytes * run_stride + byte % run_bytes] & 0x77) return false;
+    }
+  }
+  return true;
+}
+
 // Part of a panel: [step][limb][vector] tiles, whose rows are pairs of columns, sixteen weight rows wide.
 template <Format kFormat, int64_t Columns>
 class BfloatPanel {

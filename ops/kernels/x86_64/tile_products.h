@@ -123,7 +123,7 @@ class TileProducts {
     const int64_t steps = part.steps();
     Block::set_shapes(shapes, rows.count);
     decode_step(0);
-    Block::start(sums);
+    Block::start();
     for (int64_t step = 0; step < steps; ++step) {
       if (step + 1 < steps) decode_step(step + 1);
       Block::add(panel, activations, step, rows.first);

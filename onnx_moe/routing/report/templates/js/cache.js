@@ -26,7 +26,7 @@ const chosenCapacity = ({ bank_experts: bank }) => Math.round((byId("budget").va
 const capacities = ({ curves }) => [...new Set(curves.flatMap((curve) => curve.capacity))].sort((a, b) => a - b);
 
 function drawCache({ cache }) {
-  const { curves, token_cycle_experts: cycle, bank_experts: bank, expert_bytes: size } = cache;
+  const { curves, token_cycle_experts: cycle, least_experts: least, bank_experts: bank, expert_bytes: size } = cache;
   const grid = capacities(cache);
   const unit = size ? size / 1e9 : 1;
   const memory = (capacity) => (size ? bytes(capacity * size) : `${count(capacity)} experts`);
@@ -48,7 +48,7 @@ function drawCache({ cache }) {
         look: POLICY_LOOKS[curve.policy] ?? "e",
         values: grid.map((at) => hitRate(curve, at)),
       })),
-      zone: cycle * unit,
+      zone: least * unit,
       marks: [
         mark(cycle, "cliff", "token cycle"),
         ...targets.map((target) => mark(target.capacity, "target", percent(target.hit_rate), true)),
@@ -86,7 +86,7 @@ function drawCacheTable({ cache }) {
 
 /** The operating point: a budget and a disk, and what they mean for a token. */
 function drawOperatingPoint({ cache }) {
-  const { curves, token_cycle_experts: cycle, bank_experts: bank, expert_bytes: size } = cache;
+  const { curves, least_experts: least, lookups_per_token: lookups, bank_experts: bank, expert_bytes: size } = cache;
   const capacity = chosenCapacity(cache);
   const budget = `${size ? `${bytes(capacity * size)}, ` : ""}${count(capacity)} of ${count(bank)} experts (${percent(capacity / bank)})`;
   byId("budget-reading").textContent = budget;
@@ -94,26 +94,28 @@ function drawOperatingPoint({ cache }) {
   const rate = Number(byId("bandwidth")?.value) * 1e9;
   const shown = curves.filter((curve) => curve.policy !== "static");
   const misses = shown.map((curve) =>
-    hitRate(curve, capacity) == null ? null : (1 - hitRate(curve, capacity)) * cycle,
+    hitRate(curve, capacity) == null ? null : (1 - hitRate(curve, capacity)) * lookups,
   );
   const row = (name, of) => [name, ...misses.map((value) => (value == null ? "–" : of(value)))];
   const seconds = (value) => (value * size) / rate;
+  const computing = Number(byId("computing")?.value) / 1e3;
+  const whole = (value) => seconds(value) + computing;
   show(
     "operating-point",
     table(
       ["a token", ...shown.map(({ policy }) => SHORT_NAMES[policy] ?? policy)],
       [
-        row("hits", (value) => percent(1 - value / cycle)),
+        row("hits", (value) => percent(1 - value / lookups)),
         row("misses", significant),
         ...(size ? [row("read", (value) => bytes(value * size))] : []),
         ...(size && rate > 0
           ? [
               row("reading takes", (value) => `${significant(seconds(value) * 1e3)} ms`),
-              row("tokens/s at most", (value) => (value > 0 ? significant(1 / seconds(value)) : "no limit")),
+              row("tokens/s at most", (value) => (whole(value) > 0 ? significant(1 / whole(value)) : "no limit")),
             ]
           : []),
       ],
     ),
   );
-  byId("below-cycle").hidden = capacity >= cycle;
+  byId("below-cycle").hidden = capacity >= least;
 }

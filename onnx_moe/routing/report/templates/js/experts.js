@@ -1,11 +1,37 @@
 // Which experts are chosen: heat map, concentration, and the figures of each layer.
 
+const MEASURES = {
+  share: {
+    name: () => "Selection share",
+    none: "never chosen",
+    values: (_, map) => map.share,
+    phase: (_, phase) => phase,
+    read: () => "",
+  },
+  mass: {
+    name: () => "Gate mass",
+    none: "no gate mass",
+    values: (_, map) => map.mass,
+    phase: (_, phase) => phase,
+    read: () => "",
+  },
+  misses: {
+    name: ({ cache }) => `Share of a layer’s misses, with ${count(cache.misses.capacity)} experts in memory,`,
+    none: "never missing",
+    values: ({ cache }) => cache.misses.share,
+    phase: ({ cache }) => cache.phase,
+    read: ({ cache: { misses } }, row, expert) =>
+      `, ${percent(misses.share[row][expert])} of its ${significant(misses.per_token[row])} misses a token` +
+      (misses.bytes_per_token ? ` (${bytes(misses.bytes_per_token[row])})` : ""),
+  },
+};
+
 function drawExperts(profile, state) {
   const phase = state.phaseOf(profile.maps);
   const map = profile.maps[phase];
   const { num_experts: experts, num_layers: layers } = profile.model;
-  const byMass = byId("measure").value === "mass" && map.mass;
-  const values = byMass ? map.mass : map.share;
+  const measure = MEASURES[byId("measure").value];
+  const values = measure.values(profile, map);
   const sorted = byId("order").value === "share";
   const order = values.map((row) => {
     const ids = range(experts);
@@ -25,8 +51,8 @@ function drawExperts(profile, state) {
     columns: experts,
     rowTitle: "layer",
     columnTitle: sorted ? "experts, most chosen first" : "expert",
-    label: `${byMass ? "Gate mass" : "Selection share"} of each expert in each layer`,
-    none: "never chosen",
+    label: `${measure.name(profile)} of each expert in each layer`,
+    none: measure.none,
     scaleTitle: "times an even share",
     scale: marks.map((times) => ({
       share: shade(times),
@@ -39,14 +65,14 @@ function drawExperts(profile, state) {
     read: (row, column) => {
       const expert = order[row][column];
       const mass = map.mass ? `, ${percent(map.mass[row][expert])} of its gate mass` : "";
-      return `Layer ${row}, expert ${expert}: ${percent(map.share[row][expert])} of the layer’s selections${mass}; ${significant(values[row][expert] * experts)} times an even share.`;
+      return `Layer ${row}, expert ${expert}: ${percent(map.share[row][expert])} of the layer’s selections${mass}${measure.read(profile, row, expert)}; ${significant(values[row][expert] * experts)} times an even share.`;
     },
   });
   show(
     "expert-table",
     tableOf(
-      `Table: ${byMass ? "gate mass" : "selection share"} by layer (${phase} tokens)`,
-      ["layer", "most chosen experts", "top 1", "top 8", "never chosen"],
+      `Table: ${measure.name(profile)} by layer (${measure.phase(profile, phase)} tokens)`,
+      ["layer", "foremost experts", "top 1", "top 8", measure.none],
       () =>
         values.map((row, layer) => {
           const ranked = range(experts).sort((a, b) => row[b] - row[a]);

@@ -16,7 +16,7 @@ const state = {
 const VIEWS = [
   ["cache-chart", drawCache, ["budget"]],
   ["cache-table", drawCacheTable, []],
-  ["operating-point", drawOperatingPoint, ["budget", "bandwidth"]],
+  ["operating-point", drawOperatingPoint, ["budget", "bandwidth", "computing"]],
   ["expert-map", drawExperts, ["phase", "measure", "order", "scale"]],
   ["concentration-chart", drawConcentration, ["phase", "layer"]],
   ["layer-figures", drawLayers, ["layer"]],

@@ -133,7 +133,7 @@ function drawCooccurrence(profile, state) {
   const one = state.layer;
   const pairs =
     one == null
-      ? profile.cooccurrence.top_pairs
+      ? profile.cooccurrence.strongest_pairs
       : profile.cooccurrence.per_layer[one].top.map((pair) => ({ ...pair, layer: one }));
   const shown = pairs.slice(0, 8);
   const highest = Math.max(...shown.map((pair) => pair.lift), 1);
