@@ -21,7 +21,7 @@ from onnx_moe.export.experts import Quantization, decoded_experts, experts_buffe
 from onnx_moe.export.exported_layers import ExportedLayer, check_routers, describe_layer
 from onnx_moe.export.finish import add_metadata, prepare_folder, save, source_name, tidy
 from onnx_moe.export.patching import in_float32
-from onnx_moe.export.target import DEFAULT_OPSET, Target, evaluating, make_target, trace
+from onnx_moe.export.target import DECODER_OPSET, MODULE_OPSET, Target, evaluating, make_target, trace
 from onnx_moe.next_gates import add_next_gates
 from onnx_moe.operators import EXPERT_GEMM, validate_attributes
 
@@ -60,7 +60,7 @@ def export(
     next_gates: bool = True,
     functions: bool = True,
     calibrate: str | os.PathLike[str] | Sequence[Sequence[Any]] | None = None,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Exports `module` to the ONNX file `path`, its experts in FP4 beside it in `path`.data.
@@ -75,7 +75,8 @@ def export(
     MoEExpertGemmFP4; "interleaved" is the layout for CPUs, with the gate rows first.
     dense: "int8" or "int4" makes MatMulNBits of the products outside the experts, with the same accuracy_level;
     "float" keeps them in the module's precision. Embeddings stay.
-    dynamic_shapes, input_names, output_names, opset: as in torch.onnx.export.
+    dynamic_shapes, input_names, output_names, opset: as in torch.onnx.export; without opset, 23 for a decoder and 21
+    for other modules.
     fold_shared_experts: append shared experts of the routed experts' shape to them, in FP4, so that they cost no
     products of their own; False leaves them in the module's precision.
     router_logits: makes the logits [..., E] of each router an output too, "<module>.router_logits", of which
@@ -116,7 +117,7 @@ def export(
             in_float32(target.module, target.example) as example,
         ):
             tell("tracing the module")
-            model = trace(target, example, opset)
+            model = trace(target, example, opset or (DECODER_OPSET if example_inputs is None else MODULE_OPSET))
             tidy(model, router_logits)
             if next_gates:
                 add_next_gates(model)

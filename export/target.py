@@ -16,8 +16,11 @@ from onnx_moe.errors import ExportError
 from onnx_moe.export.decoder import find_decoder, make_decoder
 from onnx_moe.export.translation import translation_table
 
-#: Version of the standard operators that exported models use: the first one with Attention and RMSNormalization.
-DEFAULT_OPSET = 23
+#: Version of the standard operators that exported decoders use: the first one with Attention and RMSNormalization.
+DECODER_OPSET = 23
+#: That of other modules. From 23 on, onnxscript makes RotaryEmbedding of angles that several rows share, [1, S, D],
+#: which ONNX Runtime refuses where there are more rows.
+MODULE_OPSET = 21
 
 
 @dataclass(frozen=True)

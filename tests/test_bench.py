@@ -53,7 +53,8 @@ def test_fused_block_computes_what_two_nodes_do(tmp_path: Path) -> None:
     two, one = (plugin(shape, weights, PluginKind(0, fused=fused), 1, tmp_path) for fused in (False, True))
     assert one.name == "mxfp4 fused, level 0"
     (call,) = draw_calls(shape, 5, 1)
-    np.testing.assert_allclose(np.array(one.run(call)), np.array(two.run(call)), rtol=1e-5, atol=1e-6)
+    of_one, of_two = (np.array(each.run(each.feed(call))) for each in (one, two))
+    np.testing.assert_allclose(of_one, of_two, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from onnx_moe.errors import ExportError, InvalidAttributeError
 from onnx_moe.export.dense import check_dense
 from onnx_moe.export.experts import Quantization
-from onnx_moe.export.target import DEFAULT_OPSET
+from onnx_moe.export.target import DECODER_OPSET
 from onnx_moe.operators import EXPERT_GEMM, validate_attributes
 
 #: Element types of what stays outside the experts.
@@ -36,7 +36,7 @@ class CheckpointOptions:
     fold_shared_experts: bool = True
     router_logits: bool = False
     functions: bool = True
-    opset: int = DEFAULT_OPSET
+    opset: int = DECODER_OPSET
     dtype: str = "float32"
     attention: str | None = None
     shard_bytes: int = 2 << 30

@@ -119,6 +119,9 @@ def _find_layers(model: ir.Model, path: Path) -> list[ExportedLayer]:
     return [ExportedLayer((up.name or "?").removesuffix(".up"), up, down) for up, down in pairs]
 
 
+_NORMS = ("RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization")
+
+
 def _probe(model: ir.Model, layer: ExportedLayer) -> list[str]:
     """Makes x, ids, weights, y and stream of the layer outputs of the model; their names."""
     y = layer.down.outputs[0]
@@ -135,8 +138,12 @@ def _probe(model: ir.Model, layer: ExportedLayer) -> list[str]:
 
 
 def _stream(y: ir.Value) -> ir.Value:
-    """The hidden states that `y` becomes part of: the first value behind it that more than one node reads."""
+    """The hidden states that `y` becomes part of: the first value behind it that more than one node reads, or that is
+    normalised (behind the last layer)."""
     value = y
     while len(value.uses()) == 1:
-        value = next(iter(value.uses())).node.outputs[0]
+        node = next(iter(value.uses())).node
+        if node.op_type in _NORMS:
+            break
+        value = node.outputs[0]
     return value

@@ -33,7 +33,7 @@ def test_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["export", "absent/folder/of/mine", "out"], "does not exist: give a checkpoint's folder"),
         (["export", "module:build", "model.onnx", "--shard-size", "1GB"], "--shard-size is for checkpoints"),
         (["export", "module:build", "model.onnx", "--dtype", "float16"], "--dtype is for checkpoints"),
-        (["export", "some/model", "out", "--shard-size", "many"], "'many' is no size: write a number and a unit"),
+        (["export", "some/model", "out", "--shard-size", "many"], "shard size is 'many': use a number of bytes"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, command_error: Callable[[list[str]], str]) -> None:

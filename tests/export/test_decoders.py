@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -49,7 +48,7 @@ SAMPLES = {
     "lfm2_moe": Sample("sigmoid, normalized", 1),
     "qwen3_next": Sample("softmax after top-k"),
     "nemotron_h": Sample("sigmoid, normalized"),
-    "deepseek_v4": Sample((_HASHED, _V4, _V4), 3),
+    "deepseek_v4": Sample((_HASHED, _V4, _V4), 3, 1),
 }
 
 
@@ -128,9 +127,9 @@ def test_float16(name: str, tmp_path: Path) -> None:
     input_ids, attention_mask = padded_prompts()
     valid = attention_mask.bool()
     actual = OnnxSteps(path, 3).step(input_ids, attention_mask)
-    assert actual.dtype == np.float16
     with with_fp4_weights(model, None):
         half = TorchSteps(model).step(input_ids, attention_mask)
+    assert torch.from_numpy(actual).dtype == half.dtype  # Nemotron-H's logits are float32
     model = model.float()
     with with_fp4_weights(model, None):
         exact = TorchSteps(model).step(input_ids, attention_mask)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance.cases import GEMM_CASES, ROUTER_CASES, GemmCase, RouterCase, case_id
+from conformance.cases import ROUTER_CASES, GemmCase, RouterCase, case_id
 from conformance.data import draw_gemm_inputs
 
 from metal.simulator import address_spaces, operators
@@ -15,17 +15,21 @@ from metal.simulator.device import KERNELS, SimulatedDevice, count_loads
 from metal.simulator.operators import REGIMES, projection_call
 from tools.metal_on_cuda.models import SMALL, draw_activations, draw_block
 
-from .simulation import SCHEDULES, check_gemm_case, check_router_case, gemm_arguments, needs_clang, needs_compiler
+from .simulation import (
+    METAL_GEMM_CASES,
+    SCHEDULES,
+    check_gemm_case,
+    check_router_case,
+    gemm_arguments,
+    needs_clang,
+    needs_compiler,
+)
 
 pytestmark = needs_compiler
 
 #: Every third case of those that are small; test_session.py runs all, in the regime that the planner chooses.
-SIMULATED_GEMM_CASES = [
-    c for c in GEMM_CASES if c.weight_layout == "rows" and np.prod(c.tokens) * c.slots * c.rows * c.columns < 2e6
-][::3]
-SPECIAL_GEMM_CASES = [
-    c for c in GEMM_CASES if c.weights != "random" and c.weight_layout == "rows" and c.accuracy_level == 0
-]
+SIMULATED_GEMM_CASES = [c for c in METAL_GEMM_CASES if np.prod(c.tokens) * c.slots * c.rows * c.columns < 2e6][::3]
+SPECIAL_GEMM_CASES = [c for c in METAL_GEMM_CASES if c.weights != "random" and c.accuracy_level == 0]
 SIMULATED_ROUTER_CASES = [c for c in ROUTER_CASES if c.top_k <= 32 and np.prod(c.tokens) < 100][::3]
 
 RACED_GEMM = GemmCase(tokens=(20,), rows=68, blocks=2, gated=True, activation="silu", num_experts=3, combine=True)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import test_fusion
-from conformance.cases import GEMM_CASES, ROUTER_CASES, GemmCase, RouterCase, case_id
+from conformance.cases import ROUTER_CASES, GemmCase, RouterCase, case_id
 from conformance.check import check_router, check_values
 from conformance.data import Array, GemmInputs, draw_gemm_inputs, draw_router_inputs
 from conformance.implementations import ModelImplementation, Outputs, PluginKernel, run_poisoned, session_options
@@ -30,11 +30,11 @@ from onnx_moe.diagnosis import diagnose
 from onnx_moe.errors import OnnxMoeError
 
 from .plugin import LARGE, Plugin, build_plugin
+from .simulation import METAL_GEMM_CASES
 
 pytestmark = pytest.mark.metal
 
 #: Every case but those of the interleaved layout and of a router beyond Metal's limits, which the CPU computes.
-METAL_GEMM_CASES = [case for case in GEMM_CASES if case.weight_layout == "rows"]
 METAL_ROUTER_CASES = [case for case in ROUTER_CASES if case.top_k <= 32 and case.num_experts <= 1024]
 
 
