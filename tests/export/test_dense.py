@@ -108,8 +108,9 @@ def test_misuse() -> None:
         check_dense("int3")
 
 
-def test_logging_is_left_alone() -> None:
+def test_logging_is_left_alone(tmp_path: Path) -> None:
     """ONNX Runtime's quantiser sets up the root logger: a program that exports would print its notes ever after."""
     program = "import logging, onnx_moe.export; root = logging.getLogger(); print(root.handlers, root.level)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # Not from the repository, whose onnx_moe folder would hide the installed one.
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]", str(logging.WARNING)]
