@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from onnx_moe.errors import ExportError
-from onnx_moe.export.calibration import CalibratedLayer, calibrate_layers, calibration_runs, few_tokens_note
+from onnx_moe.export.calibration import calibrate_layers, calibration_runs, few_tokens_note
+from onnx_moe.export.calibration_layer import CalibratedLayer
 from onnx_moe.export.decoder import Decoder, find_decoder
 from onnx_moe.export.dense import check_dense, quantize_dense
 from onnx_moe.export.discovery import MoELayer, find_layers

@@ -28,7 +28,7 @@ class CompressedLayer(DynamicLayer):
     """A layer's cache: keys and values of all tokens, and the tensors of `compressed_tensors`, by kind."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.compressed_kv: dict[str, torch.Tensor] = {}
         self.buffer_kv: dict[str, torch.Tensor] = {}
         self.buffer_gate: dict[str, torch.Tensor] = {}
@@ -132,7 +132,8 @@ def _with_sentinel(entries: torch.Tensor) -> torch.Tensor:
 def _unseen(module: Any, position_ids: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
     """[B, S, T + 1]: entries with the sentinel whose windows are not over at a token's position."""
     numbers = torch.arange(entries.shape[1])
-    return numbers >= ((position_ids + 1) // module.compress_rate).unsqueeze(-1)
+    unseen: torch.Tensor = numbers >= ((position_ids + 1) // module.compress_rate).unsqueeze(-1)
+    return unseen
 
 
 def _heavily_compressed(

@@ -69,7 +69,7 @@ def _named_reference(model: Path) -> Path:
     if not model.is_file():
         raise InvalidModelError(f"{model} is not a file: give the path of an .onnx model.")
     properties = {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
-    source = properties.get("onnx_moe.source", "")
+    source = str(properties.get("onnx_moe.source", ""))
     for place in (Path(), model.parent, model.parent.parent):
         if source and (place / source / "config.json").is_file():
             return place / source
