@@ -13,7 +13,7 @@
 #include "core/expert_gemm.h"
 #include "core/quantize.h"
 #include "core/router.h"
-#include "core/serial_host.h"
+#include "core/threaded_host.h"
 #include "experts/cache_simulator.h"
 #include "experts/residency_registry.h"
 #include "experts/routing_recorder.h"
@@ -244,7 +244,7 @@ int onnx_moe_router(const onnx_moe_router_args* args) {
                                                 args->num_shared_experts};
     onnx_moe::validate(attributes, args->num_experts);
     const auto gate_type = onnx_moe::element_type(args->gate_type);
-    onnx_moe::SerialHost host;
+    onnx_moe::ThreadedHost host;
     onnx_moe::route(onnx_moe::current_kernel(), attributes,
                     {onnx_moe::element_type(args->type), gate_type, gate_type, args->tokens, args->hidden_size,
                      args->num_experts, args->hidden_states, args->gate_weight, args->gate_bias, args->correction_bias,
@@ -274,7 +274,7 @@ int onnx_moe_expert_gemm(const onnx_moe_expert_gemm_args* args) {
         args->bias ? onnx_moe::element_type(args->bias_type) : onnx_moe::ElementType::kFloat,
         args->bias};
     onnx_moe::validate(weights, activation);
-    onnx_moe::SerialHost host;
+    onnx_moe::ThreadedHost host;
     onnx_moe::expert_gemm(
         onnx_moe::current_kernel(), activation, weights,
         {onnx_moe::element_type(args->type), onnx_moe::precision_of(args->accuracy_level), args->tokens, args->slots,

@@ -59,7 +59,8 @@ def test_scattering_what_was_gathered_weighs_each_token(case: tuple[np.ndarray, 
 
 
 @pytest.mark.parametrize(
-    ("tokens", "top_k", "num_experts"), itertools.product((0, 1, 2, 7, 64, 513), (1, 2, 4, 8), (1, 8, 64, 128, 256))
+    ("tokens", "top_k", "num_experts"),
+    list(itertools.product((0, 1, 2, 7, 64, 513), (1, 2, 4, 8), (1, 8, 64, 128, 256))),
 )
 def test_the_order_is_a_stable_permutation_by_expert(tokens: int, top_k: int, num_experts: int) -> None:
     ids = np.random.default_rng(tokens).integers(0, num_experts, (tokens, top_k)).astype(np.int32)

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <sstream>
 
-#include "core/serial_host.h"
+#include "core/threaded_host.h"
 #include "kernels/registry.h"
 #include "plan/plan.h"
 
@@ -129,7 +129,7 @@ double difference_in(Accelerator& device, ElementType type, const Case& test) {
       type,    type,    type,    test.tokens, kHidden, kExperts, hidden.memory.data(), gate.memory.data(),
       nullptr, nullptr, nullptr, nullptr,     nullptr};
   Elements expected(type, test.tokens * kHidden);
-  SerialHost host;
+  ThreadedHost host;
   moe_block(current_kernel(), block, routing, nullptr, expected.memory.data(), host);
   std::vector<ConstantMemory> constants;
   gate_up.add_to(constants);

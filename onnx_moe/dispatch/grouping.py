@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -102,21 +102,25 @@ def check_expert_ids(expert_ids: Any, num_experts: int) -> tuple[int, int]:
     return int(expert_ids.shape[0]), int(expert_ids.shape[1])
 
 
-def refuse_id(value: int, index: int, slots: int, num_experts: int) -> NoReturn:
-    """Says which id, at flat index `index`, is not one."""
-    row, slot = divmod(index, slots)
+def check_id_range(expert_ids: Any, num_experts: int) -> None:
+    """InvalidInputError for the first of the ids [T, k] that is outside [0, num_experts), naming row and slot."""
+    flat = expert_ids.reshape(-1)
+    outside = (flat < 0) | (flat >= num_experts)
+    if not bool(outside.any()):
+        return
+    index = int(outside.nonzero()[0][0])  # of numpy's tuple of arrays, or of Torch's rows
+    row, slot = divmod(index, expert_ids.shape[1])
     raise InvalidInputError(
-        f"expert_ids holds {value} in row {row}, slot {slot}, but experts are numbered 0 to {num_experts - 1}."
+        f"expert_ids holds {int(flat[index])} in row {row}, slot {slot}, but experts are numbered 0 to "
+        f"{num_experts - 1}."
     )
 
 
 def _group_natively(
     expert_ids: np.ndarray[Any, Any], tokens: int, slots: int, num_experts: int
 ) -> tuple[Any, Any, Any]:
-    if expert_ids.dtype == np.uint64 and bool((expert_ids >= num_experts).any()):
-        # As int64 it would be reported as another number.
-        index = int(np.flatnonzero(expert_ids.reshape(-1) >= num_experts)[0])
-        refuse_id(int(expert_ids.reshape(-1)[index]), index, slots, num_experts)
+    if expert_ids.dtype == np.uint64:  # as int64, a wrong one would be reported as another number
+        check_id_range(expert_ids, num_experts)
     ids = np.ascontiguousarray(expert_ids, np.int32 if expert_ids.dtype == np.int32 else np.int64)
     order, offsets, inverse = (np.empty(size, np.int64) for size in (ids.size, num_experts + 1, ids.size))
     status = _native.library().onnx_moe_group_tokens(
@@ -137,10 +141,9 @@ def group_on_device(expert_ids: torch.Tensor, num_experts: int) -> tuple[torch.T
     """The same with Torch's operators, on the device of the ids."""
     import torch
 
-    flat = expert_ids.reshape(-1).long()
-    outside = ((flat < 0) | (flat >= num_experts)).nonzero()
-    if len(outside):
-        refuse_id(int(flat[outside[0]]), int(outside[0]), expert_ids.shape[1], num_experts)
+    ids = expert_ids.long()
+    check_id_range(ids, num_experts)
+    flat = ids.reshape(-1)
     order = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat, minlength=num_experts)
     offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))

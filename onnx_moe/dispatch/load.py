@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_moe.dispatch.grouping import check_expert_ids, refuse_id
+from onnx_moe.dispatch.grouping import check_expert_ids, check_id_range
 from onnx_moe.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -18,24 +18,18 @@ def compute_expert_load(expert_ids: Array, num_experts: int) -> Any:
 
     Raises InvalidInputError for another shape or type, or an id outside [0, num_experts), naming row and slot.
     """
-    _, slots = check_expert_ids(expert_ids, num_experts)
+    check_expert_ids(expert_ids, num_experts)
     if isinstance(expert_ids, np.ndarray):
-        flat = expert_ids.reshape(-1)
-        wrong = (flat < 0) | (flat >= num_experts)
-        if wrong.any():
-            index = int(wrong.argmax())
-            refuse_id(int(flat[index]), index, slots, num_experts)
-        return np.bincount(flat.astype(np.int64, copy=False), minlength=num_experts)
+        check_id_range(expert_ids, num_experts)
+        return np.bincount(expert_ids.reshape(-1).astype(np.int64, copy=False), minlength=num_experts)
     if expert_ids.device.type == "cpu":
         import torch
 
         # Torch itself counts no unsigned ids but uint8.
         return torch.from_numpy(compute_expert_load(expert_ids.numpy(), num_experts))
-    ids = expert_ids.reshape(-1).long()
-    outside = ((ids < 0) | (ids >= num_experts)).nonzero()
-    if len(outside):
-        refuse_id(int(ids[outside[0]]), int(outside[0]), slots, num_experts)
-    return ids.bincount(minlength=num_experts)
+    ids = expert_ids.long()
+    check_id_range(ids, num_experts)
+    return ids.reshape(-1).bincount(minlength=num_experts)
 
 
 def compute_load_balancing_loss(router_probs: Array, expert_ids: Array, num_experts: int) -> Any:

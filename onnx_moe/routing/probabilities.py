@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 
 from onnx_moe.errors import InvalidInputError
-
-#: How a MoERouter scores, and what its scores are made probabilities by.
-_SCORINGS = ("softmax", "softmax_after_topk", "sigmoid", "sigmoid_after_topk", "sqrt_softplus")
+from onnx_moe.operators import ROUTER, get_operator
 
 
 def router_probabilities(router_logits: Any, scoring: str = "softmax") -> Any:
@@ -19,8 +17,8 @@ def router_probabilities(router_logits: Any, scoring: str = "softmax") -> Any:
     that do not add up to 1 (sigmoid, √softplus) are divided by their sum, as DeepSeek-V3 does for its balance loss. Of
     the logits' own kind, in float32 at least; differentiable for Torch. Raises InvalidInputError for another scoring.
     """
-    if scoring not in _SCORINGS:
-        raise InvalidInputError(f"scoring={scoring!r} is unknown: use one of {', '.join(_SCORINGS)}.")
+    if scoring not in _scorings():
+        raise InvalidInputError(f"scoring={scoring!r} is unknown: use one of {', '.join(_scorings())}.")
     if isinstance(router_logits, np.ndarray):
         logits = router_logits.astype(np.float64 if router_logits.dtype == np.float64 else np.float32)
         scores = _numpy_scores(logits, scoring)
@@ -32,6 +30,10 @@ def router_probabilities(router_logits: Any, scoring: str = "softmax") -> Any:
 
     scores = logits.sigmoid() if scoring.startswith("sigmoid") else torch.nn.functional.softplus(logits).sqrt()
     return scores / scores.sum(-1, keepdim=True)
+
+
+def _scorings() -> tuple[str, ...]:
+    return next(each.choices or () for each in get_operator(ROUTER).attributes if each.name == "scoring")
 
 
 def _numpy_scores(logits: Any, scoring: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_moe.dispatch.grouping import check_id_range
 from onnx_moe.errors import InvalidInputError
 
 Array = NDArray[Any]
@@ -21,12 +22,7 @@ def expert_ids_of(given: Any, num_experts: int, top_k: int) -> NDArray[np.int32]
     if not fits:
         raise InvalidInputError(f"expert_ids has shape {list(ids.shape)}, but must be [T, {top_k}] or flat.")
     ids = ids.reshape(-1, top_k)
-    if ids.size and (ids.min() < 0 or ids.max() >= num_experts):
-        row, slot = np.argwhere((ids < 0) | (ids >= num_experts))[0]
-        raise InvalidInputError(
-            f"expert_ids holds {ids[row, slot]} in row {row}, slot {slot}, but experts are numbered 0 to "
-            f"{num_experts - 1}."
-        )
+    check_id_range(ids, num_experts)
     return ids.astype(np.int32)
 
 

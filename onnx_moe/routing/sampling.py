@@ -22,6 +22,8 @@ NO_WHOLE_PASS = (
 
 #: Decoding steps that a sample has at least, where the recording does: a cache is filled by some before others count.
 LEAST_STEPS = 16
+#: The same of every phase: one prompt is enough.
+LEAST_PASSES = {DECODE: LEAST_STEPS, PREFILL: 1}
 
 
 def sample_of(trace: RoutingTrace, expert_ids: int) -> RoutingTrace | None:
@@ -34,7 +36,7 @@ def sample_of(trace: RoutingTrace, expert_ids: int) -> RoutingTrace | None:
     for phase in (DECODE, PREFILL):
         calls = np.flatnonzero((trace.phases == phase) & (trace.tokens_of_calls > 0))
         if calls.size:
-            return _last_passes(trace, calls, expert_ids, LEAST_STEPS if phase == DECODE else 1)
+            return _last_passes(trace, calls, expert_ids, LEAST_PASSES[phase])
     return None
 
 
@@ -52,7 +54,7 @@ def _last_passes(trace: RoutingTrace, calls: Calls, expert_ids: int, least: int)
         kept = int(np.searchsorted(np.cumsum(of_pass[::-1]), expert_ids, side="right"))
         return trace.select(calls[np.isin(passes, whole[-kept:])])
     chosen = trace.select(calls[np.isin(passes, whole[-least:])])
-    return chosen.first_rows(max(1, expert_ids // (num_layers * trace.top_k * least)))
+    return chosen.first_rows(rows_that_fit(expert_ids, num_layers, trace.top_k, least))
 
 
 def sample_notes(trace: RoutingTrace, sample: RoutingTrace | None) -> tuple[str, ...]:
@@ -74,9 +76,8 @@ def cut_notes(sample: RoutingTrace, recorded_rows: int) -> tuple[str, ...]:
     return (f"Caches are replayed on {rows:,} of up to {recorded_rows:,} sequences that were decoded together.",)
 
 
-def rows_that_fit(expert_ids: int, num_layers: int, top_k: int, phase: int) -> int:
-    """Rows of a pass of which LEAST_STEPS fit (decoding), or one (a prompt): at least 1."""
-    passes = LEAST_STEPS if phase == DECODE else 1
+def rows_that_fit(expert_ids: int, num_layers: int, top_k: int, passes: int) -> int:
+    """Rows of a pass, so many of which fit: at least 1."""
     return max(1, expert_ids // (num_layers * top_k * passes))
 
 
@@ -97,7 +98,7 @@ class PassKeeper:
         """Takes in a call, cut to the rows that a sample could have."""
         if self.expert_ids <= 0 or call.expert_ids.size == 0:
             return
-        rows = rows_that_fit(self.expert_ids, self.num_layers, self.top_k, call.phase)
+        rows = rows_that_fit(self.expert_ids, self.num_layers, self.top_k, LEAST_PASSES[call.phase])
         self._longest[call.phase] = max(self._longest[call.phase], len(call.expert_ids))
         weights = None if call.expert_weights is None else call.expert_weights[:rows].copy()
         call = replace(call, expert_ids=call.expert_ids[:rows].copy(), expert_weights=weights)

@@ -1,4 +1,5 @@
-// Threads of the call's own and the C library's memory, for long calls outside of any session.
+// The calling thread, further ones where a call is long enough to start them, and the C library's memory: for calls
+// outside of any session.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +16,7 @@ namespace onnx_moe {
 class ThreadedHost final : public Host {
  public:
   // At least 1; with 1, everything is on the calling thread.
-  explicit ThreadedHost(int64_t threads) : threads_(static_cast<size_t>(threads)) {}
+  explicit ThreadedHost(int64_t threads = 1) : threads_(static_cast<size_t>(threads)) {}
 
   void parallel_for(Task task, void* state, size_t count) override {
     std::atomic<size_t> next{0};

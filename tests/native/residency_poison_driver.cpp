@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/expert_gemm.h"
+#include "core/threaded_host.h"
 #include "residency_model.h"
 
 namespace onnx_moe {
@@ -23,15 +24,6 @@ constexpr int64_t kRows = 24;
 constexpr int64_t kColumns = 64;
 // Marks are scales about 1.
 constexpr ModelShape kShape{3, 20, 2, kRows * kColumns / 2, kRows * kColumns / 32, 100};
-
-class SerialHost final : public Host {
- public:
-  void parallel_for(Task task, void* state, size_t count) override {
-    for (size_t i = 0; i < count; ++i) task(state, i);
-  }
-  void* allocate(size_t bytes) override { return std::malloc(bytes); }
-  void release(void* memory) override { std::free(memory); }
-};
 
 // Overwrites the experts of each set before the call computes with them.
 class PoisonedSource final : public ExpertSource {
@@ -90,7 +82,7 @@ std::vector<float> products(const MappedModel& model, ResidencyEngine* engine, b
                                 nullptr};
     std::unique_ptr<Layer> experts;
     if (engine) experts = std::make_unique<Layer>(*engine, layer, poison_leased);
-    SerialHost host;
+    ThreadedHost host;
     expert_gemm(
         kReferenceKernel, Activation{}, weights,
         {ElementType::kFloat, Precision::kFloat, tokens, kShape.top_k, false, x.data(), ids.data(), nullptr, y.data()},
