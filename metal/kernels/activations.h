@@ -3,6 +3,9 @@
 
 #include <metal_stdlib>
 
+// Elements of a step: 16 or 32 bytes.
+constant constexpr uint EIGHT = 8;
+
 // The values of 16 bytes, by the pointer that they were loaded from.
 inline void unpack(uint4 words, device const float*, thread float* values) {
   for (uint j = 0; j < 4; ++j) values[j] = as_type<float>(words[j]);

@@ -11,7 +11,6 @@ constant constexpr uint STRIDE = TILE + 4;  // keeps neighbouring rows in differ
 // A thread's codes of a load, which it decodes in four steps of EIGHT. A step's tile is eight columns of each of the four
 // threads of a row: in which order columns are summed is free, and so every load is 16 bytes wide.
 constant constexpr uint LOADED = 32;
-constant constexpr uint EIGHT = 8;
 constant constexpr uint PERIOD = 4 * LOADED;  // columns of the four threads' loads
 // Weights are multiplied larger than they are: 0.5 · 2^-127 is no normal float, which a device may flush to zero.
 constant constexpr float LIFT = 16.0f;

@@ -16,7 +16,6 @@ constant uint HAS_CORRECTION [[function_constant(5)]];
 constant uint HAS_LOGITS [[function_constant(6)]];  // whether anybody wants router_logits
 constant uint HAS_COUNTS [[function_constant(7)]];  // whether assignments are grouped: counts begins as zeros
 
-constant constexpr uint EIGHT = 8;  // elements of a step: 16 or 32 bytes
 constant constexpr uint NONE = 0xFFFFFFFFu;
 
 inline float read_parameter(device const uchar* values, uint kind, ulong index) {
