@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 
 from onnx_moe.cli.routing_output import progress_bar, write_profile
 from onnx_moe.cli.text import parse_bytes
 from onnx_moe.errors import InvalidInputError
+from onnx_moe.generation.folder import MODEL_NAME, ModelFolder, load_tokenizer
 from onnx_moe.routing import RoutingProfile, load_trace, profile_trace
-from onnx_moe.routing.text_runs import Requests, load_tokenizer, profile_text
+from onnx_moe.routing.text_runs import Requests, profile_text
 
 
 def profile(
@@ -21,7 +23,7 @@ def profile(
         Path,
         typer.Argument(
             metavar="MODEL|TRACE",
-            help="A decoder that onnx-moe exported (.onnx), to be run on --text; or a trace (.npz, .jsonl, .csv).",
+            help="A decoder that onnx-moe exported (folder or .onnx), run on --text; or a trace (.npz, .jsonl, .csv).",
         ),
     ],
     text: Annotated[
@@ -64,7 +66,8 @@ def profile(
                 defaults.most if requests is None else requests,
             )
             found = _run(source, text or [], tokenizer, sizes, progress)
-    write_profile(console, found, output or source.with_name(f"{source.stem}-routing"))
+    name = source.name if source.is_dir() else source.stem
+    write_profile(console, found, output or source.with_name(f"{name}-routing"))
 
 
 def _run(
@@ -72,8 +75,11 @@ def _run(
 ) -> RoutingProfile:
     if not text:
         raise InvalidInputError(f"{model} needs text to run on: give --text FILE, once or more often.")
-    encode = load_tokenizer(tokenizer or model.parent)
-    return profile_text(model, [(path.name, encode(_read(path))) for path in text], sizes, progress)
+    if model.is_dir():
+        model = ModelFolder(model).path / MODEL_NAME
+    tokenize = load_tokenizer(tokenizer or model.parent)
+    texts = [(path.name, np.array(tokenize(_read(path))["input_ids"], np.int64)) for path in text]
+    return profile_text(model, texts, sizes, progress)
 
 
 def _read(path: Path) -> str:

@@ -17,6 +17,19 @@ from onnx_moe.session import InferenceSession
 MODEL_NAME = "model.onnx"
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer that lies in a folder, of transformers. InvalidModelError where there is none."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise InvalidModelError(
+            "The tokenizer needs transformers, which is not installed: pip install 'onnx-moe[torch]'."
+        ) from error
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise InvalidModelError(f"{folder} holds no tokenizer.json: copy the checkpoint's tokenizer into it.")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 class ModelFolder:
     """model.onnx with tokenizer.json, and config.json, generation_config.json and a chat template where there are.
 
@@ -37,15 +50,7 @@ class ModelFolder:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer of transformers."""
-        try:
-            from transformers import AutoTokenizer
-        except ImportError as error:
-            raise InvalidModelError(
-                "The tokenizer needs transformers, which is not installed: pip install 'onnx-moe[torch]'."
-            ) from error
-        if not any((self.path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-            raise InvalidModelError(f"{self.path} holds no tokenizer.json: copy the checkpoint's tokenizer into it.")
-        return AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        return load_tokenizer(self.path)
 
     @cached_property
     def stop_tokens(self) -> frozenset[int]:

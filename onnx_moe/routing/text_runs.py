@@ -53,21 +53,6 @@ class Requests:
         return [tokens[start : start + size] for start in starts]
 
 
-def load_tokenizer(folder: str | Path) -> Callable[[str], NDArray[np.int64]]:
-    """The tokenizer of a model folder, as a function from text to token ids. InvalidInputError where there is none."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise InvalidInputError(f"a tokenizer needs transformers ({error}): pip install 'onnx-moe[torch]'.") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(
-            f"{folder} holds no tokenizer ({error}): give the folder of the model that was exported."
-        ) from error
-    return lambda text: np.array(tokenizer(text)["input_ids"], np.int64)
-
-
 def profile_text(
     model: str | Path,
     texts: Sequence[tuple[str, NDArray[np.int64]]],
@@ -83,7 +68,9 @@ def profile_text(
 
     if not texts:
         raise InvalidInputError("there is no text to run: give at least one.")
-    session = _session(model)
+    path = Path(model)
+    session = _session(path)
+    nodes = _expert_nodes(path)
     named = [(name, piece) for name, tokens in texts for piece in (requests or Requests()).of(tokens)]
     pieces = [piece for _, piece in named]
     prompt_tokens = (requests or Requests()).prompt_tokens
@@ -97,16 +84,15 @@ def profile_text(
         logger.warning("%d calls are not in the trace, which was full.", recording.dropped_calls)
     return profile_recording(
         recording,
-        name=Path(model).stem,
-        expert_bytes=expert_bytes_of(model, recording.trace.num_layers),
+        name=path.stem,
+        expert_bytes=_expert_bytes(nodes, recording.trace.num_layers),
         source=", ".join(name for name, _ in texts),
-        facts=facts_of(model),
+        facts=_facts(path, nodes),
         class_of_request={number: name for number, (name, _) in enumerate(named)},
     )
 
 
-def _session(model: str | Path) -> onnxruntime.InferenceSession:
-    path = Path(model)
+def _session(path: Path) -> onnxruntime.InferenceSession:
     if not path.is_file():
         raise InvalidInputError(f"{path} is not a file: give the path of an .onnx model.")
     options = onnxruntime.SessionOptions()
@@ -133,24 +119,26 @@ def _run(decoder: Any, recording: Recording, tokens: NDArray[np.int64], prompt_t
         begin = end
 
 
-def facts_of(model: str | Path) -> dict[str, str]:
-    """What tells a model file from others: a hash of the graph (not of weights beside it), and the experts' format."""
+def _expert_nodes(model: Path) -> list[ir.Node]:
+    """The model's own nodes that hold experts. Weights beside it are not read."""
     graph = ir.from_proto(onnx.load(model, load_external_data=False)).graph
-    nodes = [node for node in ir.traversal.RecursiveGraphIterator(graph) if node.op_type in _EXPERT_INPUTS]
-    formats = sorted({node.attributes.get_string("format", "") for node in nodes if node.domain == DOMAIN} - {""})
+    nodes = ir.traversal.RecursiveGraphIterator(graph)
+    return [node for node in nodes if node.domain == DOMAIN and node.op_type in _EXPERT_INPUTS]
+
+
+def _facts(model: Path, nodes: Sequence[ir.Node]) -> dict[str, str]:
+    """What tells a model file from others: a hash of the graph (not of weights beside it), and the experts' format."""
+    formats = sorted({node.attributes.get_string("format", "") for node in nodes} - {""})
     return {
-        "graph SHA-256": hashlib.sha256(Path(model).read_bytes()).hexdigest()[:16],
+        "graph SHA-256": hashlib.sha256(model.read_bytes()).hexdigest()[:16],
         "experts’ format": ", ".join(formats),
     }
 
 
-def expert_bytes_of(model: str | Path, num_layers: int) -> int | None:
-    """Bytes of one expert of a model file, a mean over its layers; None where its weights have no constant shape."""
-    graph = ir.from_proto(onnx.load(model, load_external_data=False)).graph
+def _expert_bytes(nodes: Sequence[ir.Node], num_layers: int) -> int | None:
+    """Bytes of one expert, a mean over layers; None where weights have no constant shape."""
     total = 0.0
-    for node in ir.traversal.RecursiveGraphIterator(graph):
-        if node.domain != DOMAIN or node.op_type not in _EXPERT_INPUTS:
-            continue
+    for node in nodes:
         for index in _EXPERT_INPUTS[node.op_type]:
             value = node.inputs[index]
             if value is None or value.const_value is None:

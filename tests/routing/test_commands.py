@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -63,6 +64,19 @@ def test_profile_runs_a_model(folder: Path, decoder: tuple[Path, Path]) -> None:
     assert document["recorded"]["source"] == "text.txt"
     assert document["recorded"]["has_weights"]
     assert (folder / "out.html").read_text(encoding="utf-8").startswith("<!")
+
+
+def test_profile_takes_the_folder_of_an_export(folder: Path, decoder: tuple[Path, Path]) -> None:
+    model, tokenizer = decoder
+    whole = folder / "Small-4.7-Flash"
+    whole.mkdir()
+    shutil.copy(model, whole / "model.onnx")
+    for file in (model.with_name("small.onnx.data"), tokenizer / "tokenizer.json", tokenizer / "tokenizer_config.json"):
+        shutil.copy(file, whole)
+    text = folder / "short.txt"
+    text.write_text("One short text of a few tokens.", encoding="utf-8")
+    invoke("profile", str(whole), "--text", str(text))
+    assert (folder / "Small-4.7-Flash-routing.html").exists()
 
 
 def test_decoding_routes_as_the_prompt_does(decoder: tuple[Path, Path]) -> None:
