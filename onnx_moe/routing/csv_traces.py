@@ -31,17 +31,13 @@ _CSV_COLUMNS = {
 def csv_rows(trace: RoutingTrace) -> Iterator[list[Any]]:
     """A trace's choices, row by row: request, phase, step, layer, slot, expert, weight."""
     step_of_layer: dict[tuple[int, int], int] = {}
-    for call in range(trace.num_calls):
-        layer, request = int(trace.layers[call]), int(trace.requests[call])
-        phase = PHASES[trace.phases[call]]
-        begin = int(trace.offsets[call])
-        for row in range(int(trace.tokens_of_calls[call])):
-            step = step_of_layer.get((request, layer), 0)
-            step_of_layer[request, layer] = step + 1
-            for slot in range(trace.top_k):
-                at = begin + row * trace.top_k + slot
-                weight = "" if trace.weights is None else str(trace.weights[at])
-                yield [request, phase, step, layer, slot, int(trace.experts[at]), weight]
+    for call in trace.calls():
+        for row, ids in enumerate(call.expert_ids):
+            step = step_of_layer.get((call.request, call.layer), 0)
+            step_of_layer[call.request, call.layer] = step + 1
+            for slot, expert in enumerate(ids):
+                weight = "" if call.expert_weights is None else str(call.expert_weights[row, slot])
+                yield [call.request, PHASES[call.phase], step, call.layer, slot, int(expert), weight]
 
 
 def load_csv(path: Path, sizes: TraceSizes) -> RoutingTrace:

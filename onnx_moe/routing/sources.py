@@ -86,21 +86,19 @@ def _load_arrays(path: Path, sizes: TraceSizes) -> RoutingTrace:
 def _json_lines(trace: RoutingTrace) -> Iterator[dict[str, Any]]:
     yield {"num_experts": trace.num_experts, "top_k": trace.top_k, "layer_names": list(trace.layer_names)}
     steps: dict[tuple[int, int], int] = {}
-    for call in range(trace.num_calls):
-        part = slice(int(trace.offsets[call]), int(trace.offsets[call + 1]))
+    for call in trace.calls():
+        step = steps.get((call.request, call.layer), 0)
+        steps[call.request, call.layer] = step + 1
         entry: dict[str, Any] = {
-            "layer": int(trace.layers[call]),
-            "phase": PHASES[trace.phases[call]],
-            "request": int(trace.requests[call]),
-            "step": steps.setdefault((int(trace.requests[call]), int(trace.layers[call])), 0),
-            "expert_ids": trace.experts[part].reshape(-1, trace.top_k).tolist(),
+            "layer": call.layer,
+            "phase": PHASES[call.phase],
+            "request": call.request,
+            "step": step,
+            "expert_ids": call.expert_ids.tolist(),
         }
-        steps[entry["request"], entry["layer"]] += 1
-        if trace.weights is not None:
+        if call.expert_weights is not None:
             # Shortest decimals that give the same float32 again.
-            entry["expert_weights"] = [
-                [float(str(w)) for w in row] for row in trace.weights[part].reshape(-1, trace.top_k)
-            ]
+            entry["expert_weights"] = [[float(str(w)) for w in row] for row in call.expert_weights]
         yield entry
 
 
