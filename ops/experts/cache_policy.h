@@ -20,6 +20,8 @@ class CachePolicy {
   // A call of the visited layer uses `key`, resident or not; once a call, however many tokens chose it. It may change
   // how this key compares.
   virtual void use(int64_t /*key*/) {}
+  // Asks the processor for what use() will read.
+  virtual void prefetch(int64_t /*key*/) const {}
   // Before the first visit: `key` was used so much by an earlier session.
   virtual void start_with(int64_t /*key*/, double /*uses*/) {}
   // Whether `a` goes before `b`. Neither before the other is a tie: the least recently used goes, then the lowest key.
@@ -39,6 +41,7 @@ class DecayedLfuPolicy final : public CachePolicy {
 
   void visit(int64_t layer) override { counters_.visit(layer); }
   void use(int64_t key) override { counters_.use(key); }
+  void prefetch(int64_t key) const override { counters_.prefetch(key); }
   void start_with(int64_t key, double uses) override { counters_.set(key, uses); }
   bool goes_before(int64_t a, int64_t b) const override { return counters_.less(a, b); }
 
@@ -69,6 +72,7 @@ class PinnedPolicy final : public CachePolicy {
 
   void visit(int64_t layer) override { others_->visit(layer); }
   void use(int64_t key) override { others_->use(key); }
+  void prefetch(int64_t key) const override { others_->prefetch(key); }
   void start_with(int64_t key, double uses) override { others_->start_with(key, uses); }
   bool goes_before(int64_t a, int64_t b) const override;
 

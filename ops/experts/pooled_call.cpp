@@ -26,15 +26,21 @@ class Stopwatch {
 
 }  // namespace
 
+// make_unique would clear the data, which takes as long as looking up the experts of a token.
+PooledCall::PooledCall(ResidencyEngine& engine, int64_t layer)
+    : engine_(engine),
+      layer_(layer),
+      projections_(engine.experts_.layers[static_cast<size_t>(layer)].projections.size()),
+      num_experts_(static_cast<size_t>(engine.bank_.experts)),
+      data_(new ExpertData[projections_ * num_experts_]) {}
+
 // Once the other constructor is through, the destructor gives back what this one has when it throws.
 PooledCall::PooledCall(ResidencyEngine& engine, int64_t layer, const int32_t* expert_ids, int64_t count)
     : PooledCall(engine, layer) {
   const Stopwatch watch(busy_ns_);
-  const ExpertLayer& experts = engine.experts_.layers[static_cast<size_t>(layer)];
-  for (size_t projection = 0; projection < experts.projections.size(); ++projection) {
-    // make_unique would clear it, which takes as long as looking up the experts of a token.
-    data_.push_back(std::unique_ptr<ExpertData[]>(new ExpertData[static_cast<size_t>(experts.num_experts)]));
-  }
+  const int64_t most = std::min(count, static_cast<int64_t>(num_experts_));
+  prefetch(expert_ids, most);
+  reserve(static_cast<size_t>(most));
   const ResidencyEngine::Lock lock(engine_.mutex_);
   engine_.planner_->look_up(*engine_.residents_, layer, expert_ids, count, visit_);
   note_keys();
@@ -70,8 +76,29 @@ PooledCall::~PooledCall() {
   engine_.statistics_.bookkeeping_ns += busy_ns_;
 }
 
+void PooledCall::prefetch(const int32_t* expert_ids, int64_t count) const {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t key = engine_.bank_.key(layer_, expert_ids[i]);
+    engine_.counters_->prefetch(key);
+    __builtin_prefetch(&engine_.place(key), 0);
+    for (size_t projection = 0; projection < projections_; ++projection) {
+      __builtin_prefetch(&data_[projection * num_experts_ + static_cast<size_t>(expert_ids[i])], 1);
+    }
+  }
+}
+
+void PooledCall::reserve(size_t experts) {
+  visit_.hits.reserve(experts);
+  keys_.reserve(experts);
+  leased_.reserve(experts);
+  awaited_.reserve(experts);
+  set_.reserve(experts);
+}
+
 void PooledCall::note_keys() {
-  std::vector<VisitedExpert> experts = visit_.hits;
+  std::vector<VisitedExpert> experts;
+  experts.reserve(visit_.hits.size() + visit_.missing.size() + visit_.bypassing.size());
+  experts = visit_.hits;
   experts.insert(experts.end(), visit_.missing.begin(), visit_.missing.end());
   experts.insert(experts.end(), visit_.bypassing.begin(), visit_.bypassing.end());
   std::sort(experts.begin(), experts.end(),
@@ -194,8 +221,8 @@ void PooledCall::hand_out(int64_t place, int64_t key) {
   const int64_t expert = engine_.bank_.expert_of(key);
   const RecordLayout& layout = engine_.layouts_[static_cast<size_t>(layer_)];
   const uint8_t* const slot = engine_.place(place).slot;
-  for (size_t projection = 0; projection < data_.size(); ++projection) {
-    data_[projection][static_cast<size_t>(expert)] = layout.in_slot(projection, expert, slot);
+  for (size_t projection = 0; projection < projections_; ++projection) {
+    data_[projection * num_experts_ + static_cast<size_t>(expert)] = layout.in_slot(projection, expert, slot);
   }
   set_.push_back(static_cast<int32_t>(expert));
 }

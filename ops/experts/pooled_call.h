@@ -16,7 +16,7 @@ class PooledCall final : public ExpertSource {
   ~PooledCall() override;
 
   ExpertSet next() override;
-  const ExpertData* resident(size_t projection) const override { return data_[projection].get(); }
+  const ExpertData* resident(size_t projection) const override { return data_.get() + projection * num_experts_; }
 
  private:
   using State = ResidencyEngine::State;
@@ -26,8 +26,10 @@ class PooledCall final : public ExpertSource {
     int64_t key;
   };
 
-  PooledCall(ResidencyEngine& engine, int64_t layer) : engine_(engine), layer_(layer) {}
+  PooledCall(ResidencyEngine& engine, int64_t layer);
 
+  void reserve(size_t experts);
+  void prefetch(const int32_t* expert_ids, int64_t count) const;
   void note_keys();
   void count_visit();
   // Gets what was read ahead for this layer: what is missing becomes this call's, the rest is dropped.
@@ -45,6 +47,8 @@ class PooledCall final : public ExpertSource {
 
   ResidencyEngine& engine_;
   int64_t layer_;
+  size_t projections_;
+  size_t num_experts_;
   int64_t busy_ns_ = 0;  // in here, waits for reads left out
   Visit visit_;
   std::vector<int64_t> keys_;  // all of the visit's, in the order of their first token
@@ -56,7 +60,7 @@ class PooledCall final : public ExpertSource {
   std::vector<Staged> loading_;            // in the staging area, not handed out yet
   std::vector<Staged> computed_;           // handed out with the last set
   std::vector<int32_t> set_;
-  std::vector<std::unique_ptr<ExpertData[]>> data_;  // by projection and expert; set for those handed out
+  std::unique_ptr<ExpertData[]> data_;  // by projection and expert; set for those handed out
 };
 
 }  // namespace onnx_moe

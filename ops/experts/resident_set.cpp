@@ -16,7 +16,10 @@ ResidentSet::ResidentSet(const ExpertBank& bank, int64_t capacity, int64_t layer
       layer_counts_(static_cast<size_t>(bank.layers)),
       entries_(static_cast<size_t>(bank.size())),
       of_layers_(static_cast<size_t>(bank.layers), Tournament(bank.experts)),
-      layers_above_their_floor_(bank.layers) {
+      layers_above_their_floor_(bank.layers),
+      layer_moved_(static_cast<size_t>(bank.layers)) {
+  moved_.reserve(entries_.size());
+  moved_layers_.reserve(layer_moved_.size());
   resize(capacity, layer_floor);
 }
 
@@ -27,7 +30,7 @@ void ResidentSet::resize(int64_t capacity, int64_t layer_floor) {
           " or raise the budget");
   capacity_ = capacity;
   layer_floor_ = layer_floor;
-  for (int64_t layer = 0; layer < bank_.layers; ++layer) place_layer(layer);
+  for (int64_t layer = 0; layer < bank_.layers; ++layer) move_layer(layer);
 }
 
 void ResidentSet::start_with(int64_t key, double uses) {
@@ -37,27 +40,32 @@ void ResidentSet::start_with(int64_t key, double uses) {
 
 void ResidentSet::begin_visit(int64_t layer) {
   policy_->visit(layer);
-  place_layer(layer);
+  move_layer(layer);
 }
 
 void ResidentSet::use(int64_t key) {
   at(key).last_use = ++uses_;
   policy_->use(key);
-  if (at(key).resident && at(key).leases == 0) place(key);
+  if (at(key).resident) move(key);
+}
+
+void ResidentSet::prefetch(int64_t key) const {
+  __builtin_prefetch(&at(key), 1);
+  policy_->prefetch(key);
 }
 
 void ResidentSet::lease(int64_t key) {
   require(contains(key), "expert key ", key, " is leased, but holds no slot");
-  if (at(key).leases++ == 0) place(key);
+  if (at(key).leases++ == 0) move(key);
 }
 
 void ResidentSet::release(int64_t key) {
   require(at(key).leases > 0, "expert key ", key, " is released, but not leased");
-  if (--at(key).leases == 0) place(key);
+  if (--at(key).leases == 0) move(key);
 }
 
 void ResidentSet::reorder(int64_t key) {
-  if (at(key).resident && at(key).leases == 0) place(key);
+  if (at(key).resident) move(key);
 }
 
 void ResidentSet::widen(int64_t experts) {
@@ -76,8 +84,8 @@ void ResidentSet::insert(int64_t key) {
   at(key).resident = true;
   ++count_;
   ++layer_counts_[static_cast<size_t>(bank_.layer_of(key))];
-  place(key);
-  place_layer(bank_.layer_of(key));  // perhaps above its floor now
+  move(key);
+  move_layer(bank_.layer_of(key));  // perhaps above its floor now
 }
 
 void ResidentSet::erase(int64_t key) {
@@ -86,11 +94,12 @@ void ResidentSet::erase(int64_t key) {
   at(key).resident = false;
   --count_;
   --layer_counts_[static_cast<size_t>(bank_.layer_of(key))];
-  place(key);
-  place_layer(bank_.layer_of(key));
+  move(key);
+  move_layer(bank_.layer_of(key));
 }
 
-std::optional<int64_t> ResidentSet::victim(int64_t layer) const {
+std::optional<int64_t> ResidentSet::victim(int64_t layer) {
+  settle();
   const int64_t above = layers_above_their_floor_.winner();
   int64_t first = earlier(first_of(layer), above == Tournament::kNobody ? above : first_of(above));
   if (first == Tournament::kNobody) {
@@ -114,6 +123,33 @@ int64_t ResidentSet::first_of(int64_t layer) const {
 int64_t ResidentSet::earlier(int64_t a, int64_t b) const {
   if (a == Tournament::kNobody) return b;
   return b == Tournament::kNobody || goes_before(a, b) ? a : b;
+}
+
+void ResidentSet::move(int64_t key) {
+  if (at(key).moved) return;
+  at(key).moved = true;
+  moved_.push_back(key);
+}
+
+void ResidentSet::move_layer(int64_t layer) {
+  if (layer_moved_[static_cast<size_t>(layer)]) return;
+  layer_moved_[static_cast<size_t>(layer)] = true;
+  moved_layers_.push_back(layer);
+}
+
+// A node of a tournament is right once all that moved below it have been placed, in any order: each of them works out
+// every node that it won before or wins now.
+void ResidentSet::settle() {
+  for (const int64_t key : moved_) {
+    at(key).moved = false;
+    place(key);
+  }
+  moved_.clear();
+  for (const int64_t layer : moved_layers_) {
+    layer_moved_[static_cast<size_t>(layer)] = false;
+    place_layer(layer);
+  }
+  moved_layers_.clear();
 }
 
 void ResidentSet::place(int64_t key) {

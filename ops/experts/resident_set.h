@@ -28,6 +28,8 @@ class ResidentSet {
 
   void begin_visit(int64_t layer);
   void use(int64_t key);
+  // Asks the processor for what use() and lease() will read.
+  void prefetch(int64_t key) const;
 
   bool contains(int64_t key) const { return at(key).resident; }
   bool full() const { return count_ >= capacity_; }
@@ -51,14 +53,16 @@ class ResidentSet {
   void erase(int64_t key);   // it must not be leased
 
   // Who gives up a slot for an expert of `layer`: the policy's first of that layer and of those above their floor; of
-  // all, where leases leave nobody there. Nothing when everyone is leased. O(log keys), O(layers) in that last case.
-  std::optional<int64_t> victim(int64_t layer) const;
+  // all, where leases leave nobody there. Nothing when everyone is leased. O(log keys) for each key that was used,
+  // leased or released since the last question, and O(layers) where leases leave nobody.
+  std::optional<int64_t> victim(int64_t layer);
 
  private:
   struct Entry {
     int64_t last_use = 0;
     int32_t leases = 0;
     bool resident = false;
+    bool moved = false;  // in moved_
   };
 
   Entry& at(int64_t key) { return entries_[static_cast<size_t>(key)]; }
@@ -67,6 +71,9 @@ class ResidentSet {
   // The first to go of a layer; Tournament::kNobody when there is none.
   int64_t first_of(int64_t layer) const;
   int64_t earlier(int64_t a, int64_t b) const;
+  void move(int64_t key);
+  void move_layer(int64_t layer);
+  void settle();
   void place(int64_t key);
   void place_layer(int64_t layer);
 
@@ -80,6 +87,11 @@ class ResidentSet {
   std::vector<Entry> entries_;           // by key
   std::vector<Tournament> of_layers_;    // experts that may go, by layer
   Tournament layers_above_their_floor_;  // by the first to go of each
+  // What may stand at a wrong place in the tournaments until somebody asks for a victim. Where all experts fit, nobody
+  // asks; the trees' nodes, cold after a layer's weights, were 3 of 8 us a call of eight experts.
+  std::vector<int64_t> moved_;
+  std::vector<int64_t> moved_layers_;
+  std::vector<bool> layer_moved_;
 };
 
 }  // namespace onnx_moe

@@ -36,6 +36,7 @@ class VisitPlanner {
   void look_up(ResidentSet& residents, int64_t layer, const int32_t* experts, int64_t count, Visit& visit);
 
  private:
+  void prefetch(const ResidentSet& residents, int64_t layer, const int32_t* experts, int64_t count) const;
   void keep_the_last(Visit& visit);
 
   ExpertBank bank_;
