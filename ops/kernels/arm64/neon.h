@@ -28,6 +28,7 @@ struct Neon {
   static constexpr int kIntRows = 3;  // 3 × 4 sums of integers, and as many of floats
 #endif
   static constexpr int kInterleavedRows = 8;
+  static constexpr bool kStreamsAllRows = false;
   static constexpr int kPlainRows = 4;   // 4 rows × 4 weight rows
   static constexpr int kWeightBias = 0;  // products of signed bytes
 #ifdef __ARM_FEATURE_DOTPROD

@@ -22,6 +22,7 @@ struct Avx2 {
   static constexpr bool kMatrixDot = false;
   static constexpr int kIntRows = 4;  // 4 × 2 sums of integers; those of floats wait in memory
   static constexpr int kInterleavedRows = 4;
+  static constexpr bool kStreamsAllRows = false;
   static constexpr int kPlainRows = 3;    // 3 rows × 4 weight rows
   static constexpr int kWeightBias = 12;  // vpmaddubsw and vpdpbusd multiply unsigned bytes by signed ones
 #ifdef __AVXVNNI__

@@ -23,6 +23,11 @@ struct Avx512 {
   static constexpr bool kMatrixDot = false;
   static constexpr int kIntRows = 6;  // 6 × 2 sums of integers, and as many of floats
   static constexpr int kInterleavedRows = 10;
+#ifdef __AVX512VBMI__
+  static constexpr bool kStreamsAllRows = true;
+#else
+  static constexpr bool kStreamsAllRows = false;
+#endif
   static constexpr int kPlainRows = 6;    // 6 rows × 4 weight rows
   static constexpr int kWeightBias = 12;  // vpdpbusd multiplies unsigned bytes by signed ones
 #ifdef __AVX512VNNI__
