@@ -27,6 +27,7 @@ from bench.quantise_peers import installed_versions
 from onnx_moe.accuracy import AccuracyReport, Measurement, check, measure
 from onnx_moe.accuracy.html import plot_layers, plot_weights
 from onnx_moe.accuracy.reference import ReferenceModel
+from onnx_moe.accuracy.report import layer_number
 
 _ROOT = Path(__file__).resolve().parents[1]
 _MODEL = _ROOT / "onnx_moe" / "data" / "tiny-glm"
@@ -128,7 +129,7 @@ def _layers(text: Path, calibration: Path, console: Console) -> Section:
     plain = reports["mxfp4"]
     rows = [
         [
-            str(number),
+            layer_number(layer.layer),
             workload.name,
             f"{layer.relative_error:.3f}",
             f"{layer.fp4_error:.3f}",
@@ -137,7 +138,7 @@ def _layers(text: Path, calibration: Path, console: Console) -> Section:
             f"{layer.stream_mse:.4f}",
         ]
         for workload in plain.workloads
-        for number, layer in enumerate(workload.layers, 1)
+        for layer in workload.layers
     ]
     headings = ("layer", "workload", "error", "FP4 alone", "arithmetic", "routing overlap", "hidden states")
     seed = [

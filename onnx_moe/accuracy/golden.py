@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnx_moe.accuracy.reference import ReferenceModel
 from onnx_moe.accuracy.report import GoldenResult
-from onnx_moe.errors import InvalidModelError
+from onnx_moe.errors import InvalidModelError, OnnxMoeError
 
 PROMPT = "import os\nimport sys\n\n\ndef "
 NEW_TOKENS = 64
@@ -30,7 +30,11 @@ class Golden:
     margins: tuple[float, ...]
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        """OnnxMoeError when the file cannot be written."""
+        try:
+            path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OnnxMoeError(f"{path} cannot be written: {error}. Choose another file.") from error
 
     @staticmethod
     def load(path: Path, reference: ReferenceModel) -> Golden:
@@ -40,7 +44,9 @@ class Golden:
             golden = Golden(
                 fields["config_hash"], tuple(fields["prompt"]), tuple(fields["tokens"]), tuple(fields["margins"])
             )
-        except (OSError, ValueError, KeyError) as error:
+            if len(golden.tokens) != len(golden.margins):
+                raise ValueError(f"{len(golden.tokens)} tokens have {len(golden.margins)} margins")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidModelError(f"{path} holds no golden tokens: {error}. Write them anew.") from error
         if golden.config_hash != config_hash(reference):
             raise InvalidModelError(f"{path} holds golden tokens of another model than the reference: write them anew.")
@@ -66,22 +72,17 @@ def config_hash(reference: ReferenceModel) -> str:
 
 
 def make_golden(reference: ReferenceModel, prompt: str = PROMPT, new_tokens: int = NEW_TOKENS) -> Golden:
-    """What the reference writes behind `prompt`."""
-    ids = torch.tensor([reference.tokenizer(prompt)["input_ids"]])
+    """What the reference writes behind `prompt`.
+
+    Not by its generate(): what a model's generation settings add, such as a penalty of repetition or an end before
+    `new_tokens`, makes of the most likely token another one, which no run's logits would agree with.
+    """
+    ids = list(reference.tokenizer(prompt)["input_ids"])
+    sequence, margins = list(ids), []
     with torch.inference_mode():
-        output = reference.module.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    best = torch.cat(output.logits).float().topk(2).values
-    return Golden(
-        config_hash(reference),
-        tuple(ids[0].tolist()),
-        tuple(output.sequences[0, ids.shape[1] :].tolist()),
-        tuple(round(float(lead), 4) for lead in best[:, 0] - best[:, 1]),
-    )
+        for _ in range(new_tokens):
+            logits = reference.module(input_ids=torch.tensor([sequence]), use_cache=False).logits
+            best = logits[0, -1].float().topk(2)
+            sequence.append(int(best.indices[0]))
+            margins.append(round(float(best.values[0] - best.values[1]), 4))
+    return Golden(config_hash(reference), tuple(ids), tuple(sequence[len(ids) :]), tuple(margins))

@@ -28,6 +28,14 @@ th:last-child { text-align: left } img { max-width: 100% } .scroll { overflow-x:
 """
 
 
+def check_matplotlib() -> None:
+    """Raises OnnxMoeError where matplotlib is missing: before a measurement, not after it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise OnnxMoeError(f"the HTML report draws with matplotlib ({error}): pip install matplotlib") from error
+
+
 def write_html(report: AccuracyReport, findings: Sequence[Finding], path: Path) -> None:
     """Writes the page. OnnxMoeError when matplotlib is missing or the file cannot be written."""
     body = [
@@ -128,10 +136,9 @@ def _layers(report: AccuracyReport) -> str:
 
 
 def _image(plot: Callable[[Any, AccuracyReport], None], report: AccuracyReport) -> str:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OnnxMoeError(f"the HTML report draws with matplotlib ({error}): pip install matplotlib") from error
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     plot(figure, report)
     buffer = io.BytesIO()

@@ -17,8 +17,9 @@ SEED_MSE = 0.01
 SEED_PERPLEXITY_INCREASE = 0.05
 SEED_DIVERSITY = 0.8
 
-_REPEATED = "one word 128 times"
-_RUNNING = 128
+#: Windows of at least so many tokens are running text; routing on as many is compared with that on REPEATED.
+RUNNING_TOKENS = 128
+REPEATED = f"one word {RUNNING_TOKENS} times"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ def _layer_checks(report: AccuracyReport, limits: Limits) -> Iterator[Finding]:
 
 def _texts(report: AccuracyReport) -> list[Workload]:
     """Windows of running text: a single token, or one word over and over, makes too few decisions to compare."""
-    return [workload for workload in report.workloads if workload.tokens >= _RUNNING and workload.name != _REPEATED]
+    return [
+        workload for workload in report.workloads if workload.tokens >= RUNNING_TOKENS and workload.name != REPEATED
+    ]
 
 
 def _mean_mse(report: AccuracyReport) -> Finding:
@@ -122,13 +125,13 @@ def _mean_mse(report: AccuracyReport) -> Finding:
 
 
 def _diversity(report: AccuracyReport, limits: Limits) -> Iterator[Finding]:
-    diverse, concentrated = report.workload("128 tokens").layers, report.workload("one word 128 times").layers
+    diverse, concentrated = report.workload(f"{RUNNING_TOKENS} tokens").layers, report.workload(REPEATED).layers
 
     def experts(layers: tuple[LayerAccuracy, ...]) -> float:
         return sum(layer.distinct_experts for layer in layers) / len(layers)
 
     ratio = experts(diverse) / experts(concentrated)
-    where = "experts of 128 tokens of text over those of one word 128 times"
+    where = f"experts of {RUNNING_TOKENS} tokens of text over those of {REPEATED}"
     yield Finding("routing diversity (seed)", ratio, SEED_DIVERSITY, ratio >= SEED_DIVERSITY, where)
     yield Finding("routing diversity", ratio, limits.least_diversity, ratio >= limits.least_diversity, where)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx_moe.accuracy.experts import Experts, expected_rmse, relative_rmse
 from onnx_moe.accuracy.exported import ExportedLayer, ExportedModel, LayerRun
 from onnx_moe.accuracy.golden import Golden, make_golden
-from onnx_moe.accuracy.limits import outlying
+from onnx_moe.accuracy.limits import REPEATED, RUNNING_TOKENS, outlying
 from onnx_moe.accuracy.reference import ReferenceModel, activation_of, original_matrices
 from onnx_moe.accuracy.report import (
     AccuracyReport,
@@ -25,7 +25,7 @@ from onnx_moe.accuracy.report import (
     TextAccuracy,
     Workload,
 )
-from onnx_moe.errors import InvalidModelError
+from onnx_moe.errors import InvalidInputError, InvalidModelError
 from onnx_moe.export.discovery import MoELayer
 from onnx_moe.session import InferenceSession
 
@@ -50,14 +50,23 @@ class Measurement:
 
     def read_text(self) -> str:
         if self.text is not None:
-            return self.text.read_text(encoding="utf-8")
+            try:
+                return self.text.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise InvalidInputError(f"{self.text} cannot be read: {error}. Give a text file in UTF-8.") from error
         return (files("onnx_moe") / "data" / "tiny-glm" / "heldout.txt").read_text(encoding="utf-8")
 
 
 def measurement_for(reference: ReferenceModel, wanted: Measurement) -> Measurement:
-    """`wanted`, without windows that are longer than the model's context."""
+    """`wanted`, without windows that are longer than the model's context. InvalidInputError when none of RUNNING_TOKENS
+    is left: `check` compares routing on them."""
     context = getattr(reference.module.config, "max_position_embeddings", 1 << 30)
     sizes = tuple((tokens, windows) for tokens, windows in wanted.sizes if tokens <= context)
+    if RUNNING_TOKENS not in dict(sizes):
+        raise InvalidInputError(
+            f"Routing is compared on windows of {RUNNING_TOKENS} tokens, but the sizes are {list(dict(wanted.sizes))} "
+            f"and the model's context is {context}: add that size, or measure a model with a longer context."
+        )
     return Measurement(wanted.text, sizes, wanted.text_windows, min(wanted.text_tokens, context), wanted.make_session)
 
 
@@ -79,7 +88,6 @@ def measure(
     pairs = _paired_layers(exported, reference)
     tokens = np.array(reference.tokenizer(wanted.read_text())["input_ids"], np.int64)
     tell("comparing weights")
-    options = pairs[0].exported.attributes(pairs[0].exported.up)
     calibrated = "onnx_moe.calibration" in exported.metadata
     experts = tuple(_expert_weights(pair, projection, calibrated) for pair in pairs for projection in ("up", "down"))
     workloads = []
@@ -94,7 +102,7 @@ def measure(
     return AccuracyReport(
         model=str(model),
         reference=str(reference.module.name_or_path),
-        format=options.format,
+        format=pairs[0].exported.attributes(pairs[0].exported.up).format,
         calibrated=calibrated,
         top_k=pairs[0].reference.top_k,
         workloads=tuple(workloads),
@@ -127,7 +135,8 @@ def _paired_layers(exported: ExportedModel, reference: ReferenceModel) -> list[_
         if original.experts.activation.get("gate_layout") == "interleaved" != layer.attributes(layer.up).gate_layout:
             up = torch.cat((up[:, 0::2], up[:, 1::2]), dim=1)  # the exporter put the gate's rows first
         if original.shared is not None and len(decoded_up) == original.experts.num_experts:
-            original.shared = original.shared_module = None  # exported as ordinary operators: no part of y
+            # Exported as ordinary operators: no part of y. The reference may be compared with other models, too.
+            original = replace(original, shared=None, shared_module=None)
             up, down = up[: len(decoded_up)], down[: len(decoded_up)]
         if up.shape != decoded_up.shape or down.shape != decoded_down.shape:
             raise InvalidModelError(
@@ -148,7 +157,7 @@ def _paired_layers(exported: ExportedModel, reference: ReferenceModel) -> list[_
 
 
 def _expert_weights(pair: _Pair, projection: str, calibrated: bool) -> ExpertWeights:
-    options = pair.exported.attributes(pair.exported.up)
+    options = pair.exported.attributes(getattr(pair.exported, projection))
     original, decoded = getattr(pair.original, projection), getattr(pair.decoded, projection)
     errors = relative_rmse(decoded, original)
     expected = expected_rmse(original, options.format, options.block_size)
@@ -180,8 +189,8 @@ def _workloads(
         (f"{length} token{'s' if length > 1 else ''}", spread_windows(tokens, length, count))
         for length, count in wanted.sizes
     ]
-    repeated = reference.tokenizer("the the")["input_ids"][-1]
-    return [*workloads, ("one word 128 times", np.full((1, 128), repeated, np.int64))]
+    repeated = reference.tokenizer("the the", add_special_tokens=False)["input_ids"][-1]
+    return [*workloads, (REPEATED, np.full((1, RUNNING_TOKENS), repeated, np.int64))]
 
 
 def _run_workload(
@@ -192,7 +201,7 @@ def _run_workload(
     pairs: list[_Pair],
 ) -> Workload:
     _, ours = exported.run(windows)
-    _, theirs = reference.run(windows)
+    _, theirs = reference.run(windows, [pair.reference for pair in pairs])
     layers = [_compare_layer(pair, our, their, reference) for pair, our, their in zip(pairs, ours, theirs, strict=True)]
     return Workload(name, windows.shape[1], len(windows), tuple(layers))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,14 @@ class ReferenceModel:
         probe = torch.ones(1, 2, dtype=torch.long)
         self.layers = find_layers(self.module, lambda: self.module(input_ids=probe), fold_shared_experts)
 
-    def run(self, input_ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], list[LayerRun]]:
-        """Logits [B, S, V] of token ids [B, S], and what each layer did."""
-        calls: list[_Call] = [_Call() for _ in self.layers]
+    def run(
+        self, input_ids: NDArray[np.int64], layers: Sequence[MoELayer] | None = None
+    ) -> tuple[NDArray[np.float32], list[LayerRun]]:
+        """Logits [B, S, V] of token ids [B, S], and what each of `layers` did, by default the model's own."""
+        layers = self.layers if layers is None else layers
+        calls: list[_Call] = [_Call() for _ in layers]
         with ExitStack() as stack, torch.inference_mode():
-            for layer, call in zip(self.layers, calls, strict=True):
+            for layer, call in zip(layers, calls, strict=True):
                 stack.enter_context(_observe(layer, call))
                 decoder_layer = self.module.get_submodule(_decoder_layer(layer.path))
                 stack.callback(decoder_layer.register_forward_hook(call.keep_stream).remove)

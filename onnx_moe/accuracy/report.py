@@ -5,11 +5,24 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx_moe.errors import OnnxMoeError
 
 
 def layer_number(layer: str) -> str:
     """The number of a layer in its path, or the path if it has none: what tells layers apart where space is short."""
     return next((part for part in layer.split(".") if part.isdigit()), layer)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for every number that is not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -118,8 +131,16 @@ class AccuracyReport:
     golden: GoldenResult
 
     def to_json(self) -> str:
-        """Every field, by name."""
-        return json.dumps(asdict(self), indent=2)
+        """Every field, by name. What is not finite, such as the interval of a single window, is null: JSON has no word
+        for it."""
+        return json.dumps(_finite(asdict(self)), indent=2, allow_nan=False)
+
+    def save(self, path: Path) -> None:
+        """Writes to_json(). OnnxMoeError when the file cannot be written."""
+        try:
+            path.write_text(self.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OnnxMoeError(f"{path} cannot be written: {error}. Choose another file.") from error
 
     def workload(self, name: str) -> Workload:
         return next(workload for workload in self.workloads if workload.name == name)

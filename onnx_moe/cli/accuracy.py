@@ -37,11 +37,13 @@ def accuracy(
     """Measure an exported model's error: layers, routing, weights, perplexity. Exit code 1 if a check fails."""
     try:
         from onnx_moe.accuracy import Golden, Measurement, check, make_golden, measure
-        from onnx_moe.accuracy.html import write_html
+        from onnx_moe.accuracy.html import check_matplotlib, write_html
         from onnx_moe.accuracy.reference import ReferenceModel
     except ImportError as error:
         raise OnnxMoeError(f"accuracy needs Torch and transformers ({error}): pip install 'onnx-moe[torch]'") from error
 
+    if html is not None:
+        check_matplotlib()
     console = Console()
     folder = reference or _named_reference(model)
     with console.status("loading the reference") as status:
@@ -56,7 +58,7 @@ def accuracy(
     findings = check(report)
     _show(console, report, findings)
     if json is not None:
-        json.write_text(report.to_json() + "\n", encoding="utf-8")
+        report.save(json)
     if html is not None:
         write_html(report, findings, html)
     if not all(finding.good for finding in findings):
@@ -68,7 +70,10 @@ def _named_reference(model: Path) -> Path:
 
     if not model.is_file():
         raise InvalidModelError(f"{model} is not a file: give the path of an .onnx model.")
-    properties = {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
+    try:
+        properties = {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
+    except Exception as error:  # protobuf and onnx raise types of their own
+        raise InvalidModelError(f"{model} is not an ONNX model: {error}") from error
     source = str(properties.get("onnx_moe.source", ""))
     for place in (Path(), model.parent, model.parent.parent):
         if source and (place / source / "config.json").is_file():

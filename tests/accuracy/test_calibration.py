@@ -13,7 +13,11 @@ import onnx_moe
 from onnx_moe.errors import ExportError
 from onnx_moe.export import calibration_solver as solver
 from onnx_moe.export import with_fp4_weights
+from onnx_moe.export.calibration_activations import Activations
+from onnx_moe.export.calibration_layer import calibrate_layer
 from onnx_moe.export.calibration_solver import DAMPING, quantize_second_order
+from onnx_moe.export.discovery import find_layers
+from onnx_moe.export.experts import Quantization, routed_and_shared
 from onnx_moe.nn import SparseMoE
 from onnx_moe.quantization import dequantize, quantize
 
@@ -112,6 +116,23 @@ def test_without_correlation_it_is_plain_rounding(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["mxfp4", "nvfp4"])
+def test_without_inputs_it_is_plain_rounding(format: str) -> None:
+    """An expert whose inputs were all zeros."""
+    weights = torch.randn(2, 8, 64, generator=torch.Generator().manual_seed(1))
+    quantized = quantize_second_order(weights, torch.zeros(2, 64, 64), format)
+    np.testing.assert_array_equal(dequantize(quantized), dequantize(quantize(weights, format)))
+
+
+@pytest.mark.parametrize("format", ["mxfp4", "nvfp4"])
+def test_fewer_tokens_than_columns_leave_nothing_unbounded(format: str) -> None:
+    weights = torch.randn(1, 16, 128, generator=torch.Generator().manual_seed(3))
+    rows = torch.randn(7, 128, generator=torch.Generator().manual_seed(4))
+    decoded = torch.from_numpy(dequantize(quantize_second_order(weights, (rows.T @ rows)[None] / 7, format)))
+    assert ((decoded[0] - weights[0]) @ rows.T).norm() < 0.1 * (weights[0] @ rows.T).norm()
+    assert (decoded - weights).norm() < weights.norm()
+
+
+@pytest.mark.parametrize("format", ["mxfp4", "nvfp4"])
 def test_output_error_falls(format: str) -> None:
     weights = torch.randn(1, 64, 128, generator=torch.Generator().manual_seed(2))
     rows, unseen = correlated_rows(900, 128, 3).split((600, 300))
@@ -200,6 +221,22 @@ def test_experts_that_see_few_tokens_are_named(tmp_path: Path) -> None:
     report = onnx_moe.export(layer, (x,), tmp_path / "layer.onnx", calibrate=[(x,)])
     (note,) = report.notes
     assert "8 experts (0, 1, 2, 3, 4, 5, 6, 7) saw fewer than 32 of the 20 calibration tokens" in note
+
+
+def test_an_expert_that_sees_few_tokens_is_fitted_to_all_of_them() -> None:
+    layer = make_layer()
+    rows = correlated_rows(400, 64, 8)
+    (found,) = find_layers(layer, lambda: layer(rows[None]), False)
+    ids = torch.arange(800).reshape(400, 2) % 2
+    ids[:5, 0] = 2  # expert 2 sees five tokens, expert 3 none
+    activations = Activations(rows, ids, torch.full((400, 2), 0.5))
+    calibrated = calibrate_layer(found, activations, rows, Quantization("mxfp4", 0, "mse", 0))
+    assert calibrated.few_tokens == [2, 3]
+    (matrices,), _ = routed_and_shared(found)
+    fitted, plain = (torch.from_numpy(dequantize(each)) for each in (calibrated.up[0], quantize(matrices)))
+    for expert in range(4):
+        errors = [(rows @ (decoded[expert] - matrices[expert]).T).norm() for decoded in (fitted, plain)]
+        assert errors[0] < 0.7 * errors[1], expert
 
 
 def test_a_text_needs_a_language_model(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ namespace {
 using namespace onnx_moe;
 
 constexpr ModelShape kShape{3, 12, 2, 9000, 300};
+// Slots of 24 KiB for two experts of each layer, one that bypasses the cache, and two that are read ahead.
+constexpr const char* kLeastBudget = "216KiB";
 
 // "right", "wrong", or what it threw.
 std::string call(ResidencyEngine& engine, int64_t layer, const std::vector<int32_t>& ids) {
@@ -83,6 +85,26 @@ void with(const char* name, ResidencyEngine& engine, Fault& fault, Value value, 
   fault = Value{};
   std::printf("%s: %s\n", name, during.c_str());
   std::printf("after %s: %s\n", name, call(engine, 1, {expert, 5}).c_str());
+}
+
+// A call that ends before any slot was free for what had been read ahead for it: every slot is another call's.
+void end_early(const MappedModel& model, ResidencyOptions options) {
+  options.prefetch = PrefetchSignalKind::kNextGate;
+  options.budget = CacheBudget::parse(kLeastBudget);
+  ResidencyEngine engine(options);
+  for (int64_t layer = 0; layer < kShape.layers; ++layer) {
+    engine.add_router({}, true);
+    model.add_layer(engine, layer);
+  }
+  std::vector<std::unique_ptr<ExpertSource>> holders;
+  const std::vector<int32_t> held{0, 1}, foreseen{5, 6};
+  for (int64_t layer = 0; layer < kShape.layers; ++layer) holders.push_back(engine.open(layer, held.data(), 2));
+  engine.next_gate_chose(0, foreseen.data(), 2);
+  const std::string before = call(engine, 0, held);
+  engine.open(1, foreseen.data(), 2);
+  holders.clear();
+  std::printf("a call that ended early: %s\n", call(engine, 1, foreseen).c_str());
+  std::printf("the call before it: %s\n%s\n", before.c_str(), engine.statistics().to_json().c_str());
 }
 
 }  // namespace
@@ -123,5 +145,7 @@ int main(int, char** arguments) {
   }
   std::printf("reading ahead: %s\n", verdict.c_str());
   std::printf("%s\n", engine.statistics().to_json().c_str());
+  slow = false;
+  end_early(model, options);
   return EXIT_SUCCESS;
 }

@@ -58,13 +58,14 @@ class MappedModel {
   }
   const uint8_t* scales(int64_t layer) const { return codes(layer) + shape_.experts * shape_.code_bytes; }
 
+  void add_layer(ResidencyEngine& engine, int64_t layer) const {
+    ExpertLayer described{"layer", shape_.experts, shape_.top_k, {}};
+    described.projections.push_back(
+        {{"weights", codes(layer), shape_.code_bytes}, {"scales", scales(layer), shape_.scale_bytes}});
+    engine.add_layer(std::move(described));
+  }
   void add_layers(ResidencyEngine& engine) const {
-    for (int64_t layer = 0; layer < shape_.layers; ++layer) {
-      ExpertLayer described{"layer", shape_.experts, shape_.top_k, {}};
-      described.projections.push_back(
-          {{"weights", codes(layer), shape_.code_bytes}, {"scales", scales(layer), shape_.scale_bytes}});
-      engine.add_layer(std::move(described));
-    }
+    for (int64_t layer = 0; layer < shape_.layers; ++layer) add_layer(engine, layer);
   }
 
  private:

@@ -96,6 +96,20 @@ bool same_bytes(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
+// What lies in the slot of an expert that bypassed the cache, once its call has ended.
+const char* after_release(ResidencyEngine& engine) {
+  std::vector<int32_t> ids;
+  for (int32_t expert = 0; expert < kShape.experts; ++expert) ids.push_back(expert);
+  const uint8_t* codes = nullptr;
+  {
+    const std::unique_ptr<ExpertSource> source = engine.open(0, ids.data(), kShape.experts);
+    while (source->next().count > 0) {
+    }
+    codes = source->resident(0)[0].codes;
+  }
+  return *codes == 0xff ? "poison" : "data";
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -114,6 +128,9 @@ int main(int, char** arguments) {
   ResidencyEngine leased(options);
   model.add_layers(leased);
   std::printf("poison under lease: %s\n", same_bytes(products(model, &leased, true), expected) ? "same" : "other");
+  ResidencyEngine bypassed(options);
+  model.add_layers(bypassed);
+  std::printf("a slot that was given back: %s\n", after_release(bypassed));
   std::printf("%s\n", released.statistics().to_json().c_str());
   return EXIT_SUCCESS;
 }

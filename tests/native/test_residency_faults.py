@@ -29,7 +29,9 @@ def run(program: Path, folder: Path) -> tuple[dict[str, str], list[dict[str, Any
 
 
 def test_every_fault_is_one_error_and_the_session_goes_on(objects: list[Path], tmp_path: Path) -> None:
-    happened, (statistics, ahead) = run(build_driver("residency_faults_driver", tmp_path, objects=objects), tmp_path)
+    happened, (statistics, ahead, early) = run(
+        build_driver("residency_faults_driver", tmp_path, objects=objects), tmp_path
+    )
     where = f"expert {{}} of layer 1 could not be loaded: reading {tmp_path}/experts.data at offset "
     for name, expert in (("EIO", 1), ("early end", 4)):
         assert happened[name].startswith((where.format(expert), where.format(5)))
@@ -45,10 +47,18 @@ def test_every_fault_is_one_error_and_the_session_goes_on(objects: list[Path], t
     assert min(ahead["prefetch"]["wasted"], ahead["prefetch"]["issued"]) > 100
     assert ahead["prefetch"]["late"] > 0
     assert statistics["failed_loads"] == 2  # expert 5 was there by then
+    assert happened["the call before it"] == happened["a call that ended early"] == "right"
+    # Two experts of each layer are held; what was read for a call that never got a slot came back.
+    assert (early["capacity"], early["misses"]) == (6, 6 + 2 + 2)
+    assert early["prefetch"]["issued"] == early["prefetch"]["wasted"] + early["prefetch"]["cancelled"] == 2
 
 
 def test_poisoned_slots(objects: list[Path], tmp_path: Path) -> None:
     program = build_driver("residency_poison_driver", tmp_path, objects=objects)
     happened, (statistics,) = run(program, tmp_path)
-    assert happened == {"poison after release": "same", "poison under lease": "other"}
+    assert happened == {
+        "poison after release": "same",
+        "poison under lease": "other",
+        "a slot that was given back": "poison",
+    }
     assert min(statistics[counter] for counter in ("evictions", "bypassed", "hits")) > 0

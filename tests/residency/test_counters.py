@@ -77,6 +77,29 @@ def test_a_warm_session_misses_less_and_computes_the_same(
     assert warm.statistics["pinned"] == expected[pinned]
 
 
+def test_what_a_file_counted_goes_on_counting(stack: Path, counters: Path, tmp_path: Path) -> None:
+    warm = session(stack, residency="pool", cache_bytes="60%", counters=counters)
+    engine(warm).save_counters(tmp_path / "again.txt")
+    assert records(tmp_path / "again.txt") == records(counters)
+
+
+def test_an_expert_that_was_used_much_stays(stack: Path, tmp_path: Path) -> None:
+    """Not pinned: its counter outweighs what this session counts before its first use, which comes late."""
+    inputs = calls(seed=6, sizes=(1,) * 60)
+    chosen = [set(call[0].ravel().tolist()) for call in run(session(stack, residency="mapped"), inputs).ids]
+    first_use = {expert: min(i for i, some in enumerate(chosen) if expert in some) for expert in set().union(*chosen)}
+    late = max(first_use.values())
+    assert late > 10
+    used = "".join(f'"main" 0 QMoE {expert} 1000\n' for expert in chosen[late])
+    path = tmp_path / "counters.txt"
+    path.write_text(f'moe_expert_state 1\n{used}"main" 1 QMoE 0 0\n"main" 2 QMoE 0 0\n')
+    warm = session(stack, residency="pool", cache_bytes="20%", counters=path)
+    before = run(warm, inputs[:late]).statistics
+    assert before["evictions"] > 0
+    after = run(warm, inputs[late : late + 1]).statistics
+    assert after["layers"][0]["misses"] == before["layers"][0]["misses"]
+
+
 def test_pinned_experts_are_hits_to_the_end(stack: Path, counters: Path) -> None:
     hottest = max(records(counters), key=lambda key: records(counters)[key])
     pinned = session(stack, residency="pool", cache_bytes="30%", cache_policy="lru", counters=counters, pinned="1")

@@ -186,6 +186,17 @@ def test_the_budget_can_change_while_runs_are_under_way(fused: Path, mapped: Run
         live.set_budget(1)
 
 
+@pytest.mark.parametrize("budget", ["25%", "40%"])
+def test_a_budget_that_was_set_divides_the_cache_as_the_entry_does(fused: Path, budget: str) -> None:
+    inputs = calls(seed=16, sizes=(9, *[1] * 60, 3, *[1] * 20))
+    entered = session(fused, residency="pool", cache_bytes=budget, cache_policy="lru")
+    changed = session(fused, residency="pool", cache_bytes="90%", cache_policy="lru")
+    engine(changed).set_budget(budget)
+    expected, found = (run(each, inputs).statistics for each in (entered, changed))
+    for counter in ("capacity", "layer_floor", "share", "hits", "misses", "evictions", "bypassed"):
+        assert found[counter] == expected[counter], counter
+
+
 def test_runs_at_once_share_one_cache(fused: Path, mapped: Run) -> None:
     pooled = session(fused, residency="pool", cache_bytes=CYCLE * slot_bytes(fused))
     wrong: list[int] = []

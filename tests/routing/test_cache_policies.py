@@ -40,6 +40,7 @@ class NaiveCache:
     calls: list[int] = field(default_factory=list)
     outcomes: list[int] = field(default_factory=list)
     evicted: list[int] = field(default_factory=list)
+    bypassed: int = 0
 
     def __post_init__(self) -> None:
         self.calls = [0] * self.layers
@@ -67,6 +68,11 @@ class NaiveCache:
         fair = {key for key in free if key[0] == layer or count[key[0]] > self.setup.layer_floor}
         return min(fair or free, key=self.rank, default=None)
 
+    def passing(self, missing: list[tuple[int, int]], ids: list[int]) -> set[tuple[int, int]]:
+        """Of a call that misses more than its share, all but those that it chose last."""
+        last = sorted(missing, key=lambda key: max(i for i, expert in enumerate(ids) if expert == key[1]))
+        return set() if self.setup.share is None else set(last[: max(0, len(last) - self.setup.share)])
+
     def run(self) -> NaiveCache:
         for layer, ids in self.visits:
             self.calls[layer] += 1
@@ -75,8 +81,10 @@ class NaiveCache:
             before = set(self.residents)
             leased = before & set(unique)
             gone: dict[tuple[int, int], int] = {}
+            passing = self.passing([key for key in unique if key not in before], ids)
+            self.bypassed += len(passing)
             for key in unique:
-                if key in before:
+                if key in before or key in passing:
                     continue
                 if len(self.residents) == self.setup.capacity:
                     victim = self.victim(layer, leased)
@@ -109,6 +117,7 @@ def cases(draw: st.DrawFn) -> tuple[int, int, Visits, CacheSetup]:
         draw(st.sampled_from([1.0, 0.95, 0.5])),
         draw(keys),
         draw(keys),
+        draw(st.one_of(st.none(), st.integers(1, 4))),
     )
     return layers, experts, visits, setup
 
@@ -124,6 +133,15 @@ def test_every_decision_equals_the_naive_caches(case: tuple[int, int, Visits, Ca
     assert result.hits == expected.outcomes.count(1)
     assert result.misses == expected.outcomes.count(0)
     assert result.evictions == sum(key >= 0 for key in expected.evicted)
+    assert result.bypassed == expected.bypassed
+
+
+def test_a_prefill_keeps_what_its_last_tokens_chose() -> None:
+    """Expert 0 is the first and the last token's: when it was last chosen counts."""
+    prefill = (0, [0, 1, 2, 3, 4, 0])
+    for kept in range(5):
+        result = simulate_cache(make_trace([prefill, (0, [kept])], 1, 5), CacheSetup(4, share=2))
+        assert (result.hits, result.bypassed) == (int(kept in {0, 4}), 3)
 
 
 def fewest_misses(visits: Visits, capacity: int) -> int:
