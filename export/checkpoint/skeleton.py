@@ -42,6 +42,12 @@ def read_configuration(folder: Path) -> Any:
     return config
 
 
+def configuration_entries(config: Any) -> dict[str, Any]:
+    """Every entry of a configuration, also by transformers' usual name where the architecture has its own (DBRX)."""
+    usual = {name: getattr(config, name) for name in config.attribute_map if hasattr(config, name)}
+    return {**config.to_dict(), **usual}
+
+
 def build_model(config: Any, dtype: torch.dtype, attention: str | None) -> Any:
     """The causal language model of `config` with parameters on the meta device and real buffers.
 
