@@ -22,7 +22,7 @@ from onnx_moe.export.finish import ALIGNMENT
 from onnx_moe.operators import ROUTER
 from tests.export.test_decoders import OnnxSteps, TorchSteps, padded_prompts, relative_error
 
-from .folders import random_model
+from .folders import load_tensors, random_model
 
 _GLM = {
     "n_routed_experts": 16,
@@ -75,9 +75,12 @@ def test_equals_the_export_in_memory(exported: CheckpointReport, tmp_path: Path)
 
 
 def test_half_precision(tmp_path: Path) -> None:
-    """Experts that are stacked and transposed, biases, gates between the up rows, another layout."""
-    model = random_model("gpt_oss", num_local_experts=4, layer_types=["full_attention"])
+    """Experts that are stacked and transposed, biases, gates between the up rows, another layout; a head that is the
+    embedding, which checkpoints hold once.
+    """
+    model = random_model("gpt_oss", num_local_experts=4, layer_types=["full_attention"], tie_word_embeddings=True)
     model.save_pretrained(tmp_path / "checkpoint")
+    assert "lm_head.weight" not in load_tensors(tmp_path / "checkpoint")
     options = CheckpointOptions(dtype="float16", weight_layout="interleaved")
     actual = _logits(export_checkpoint(tmp_path / "checkpoint", tmp_path / "half", options).folder / "model.onnx")
     assert actual.dtype == np.float16
