@@ -84,7 +84,7 @@ def _keep_types(model: Any, dtype: torch.dtype) -> None:
     patterns, pattern_of_group, _ = build_glob_alternation(list(plan))
     for name, parameter in model.named_parameters():
         found = patterns.search(name)
-        if found is not None:
+        if found is not None and found.lastgroup is not None:  # each pattern is a group
             parameter.data = parameter.data.to(plan[pattern_of_group[found.lastgroup]])
 
 
