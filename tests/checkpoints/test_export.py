@@ -51,7 +51,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckpointRep
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(units, "_CHUNK", 3000)
         yield export_checkpoint(
-            folder / "checkpoint", folder / "out", CheckpointOptions(shard_bytes=100_000, **_OPTIONS)
+            folder / "checkpoint", folder / "out", CheckpointOptions(shard_bytes=700_000, **_OPTIONS)
         )
 
 
@@ -101,9 +101,9 @@ def test_shards_are_aligned(exported: CheckpointReport) -> None:
     names = {str(tensor.location) for tensor in external}
     assert len(names) > 1
     assert names == {path.name for path in exported.folder.glob("model.onnx.data*")}
-    for tensor in external:
-        assert tensor.nbytes < ALIGNMENT or tensor.offset % ALIGNMENT == 0
-    assert any(tensor.nbytes >= ALIGNMENT for tensor in external)
+    large = [tensor for tensor in external if tensor.nbytes >= ALIGNMENT]
+    assert all(tensor.offset % ALIGNMENT == 0 for tensor in large)
+    assert any(tensor.offset > 0 for tensor in large)
 
 
 def test_the_folder_holds_all_that_a_program_needs(exported: CheckpointReport) -> None:
