@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import onnx_ir as ir
-import torch
 
 from onnx_moe.errors import CheckpointError, InvalidModelError, OnnxMoeError
 from onnx_moe.export.checkpoint.expert_units import checkpoint_format
@@ -214,8 +213,7 @@ class _Export:
                         name=name,
                         base_dir=self.partial,
                     )
-        notes = {"format": format, "scale": self.options.scale, "dense": self.options.dense, "torch": torch.__version__}
-        add_metadata(model, {"version": versions()["onnx-moe"], **notes})
+        add_metadata(model, format=format, scale=self.options.scale, dense=self.options.dense)
         if self.options.functions:
             add_functions(model)
         ir.save(model, self.partial / "model.onnx")
