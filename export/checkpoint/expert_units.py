@@ -75,6 +75,11 @@ class ExpertWeights:
         self, layer: MoELayer, name: str, projection: Projection, quantization: Quantization, moved: bool
     ) -> dict[str, Unit]:
         source = self._source(projection.parameter, layer)
+        if projection.parts or len(source.shape) != 3:  # DBRX
+            raise CheckpointError(
+                f"{layer.path}: its experts lie under one another in flat matrices, which this exporter does not read "
+                "one expert at a time: load the model and export it with onnx_moe.export."
+            )
         routed, rows, columns = projection.matrix.shape
         prefix = f"{layer.path}.{name}"
         quantization.check_columns(projection.matrix, prefix)
