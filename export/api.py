@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +122,10 @@ def export(
             if next_gates:
                 add_next_gates(model)
             quantize_dense(model, dense, accuracy_level)
-            notes = {
-                "version": version("onnx-moe"),
-                "format": format,
-                "scale": scale,
-                "dense": dense,
-                "torch": torch.__version__,
-            }
-            notes |= {"calibration": "second-order"} if calibrated else {}
-            source = str(getattr(module, "name_or_path", ""))
-            notes |= {"source": source_name(source)} if source else {}
-            add_metadata(model, notes)
+            notes = {"calibration": "second-order"} if calibrated else {}
+            if source := str(getattr(module, "name_or_path", "")):
+                notes["source"] = source_name(source)
+            add_metadata(model, format=format, scale=scale, dense=dense, **notes)
             tell("writing the model")  # in here: the initializers are the module's tensors of this moment
             save(model, path, functions)
     data = path.with_name(f"{path.name}.data")

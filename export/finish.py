@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
@@ -84,9 +85,10 @@ def _name_node(node: ir.Node) -> None:
     node.name = name
 
 
-def add_metadata(model: ir.Model, entries: dict[str, str]) -> None:
-    """Notes on the file: who wrote it, and how its experts were quantised."""
+def add_metadata(model: ir.Model, **notes: str) -> None:
+    """Notes on the file: who wrote it, with which Torch, and `notes` on how its weights were quantised."""
     model.producer_name = "onnx-moe"
+    entries = {"version": version("onnx-moe"), "torch": version("torch"), **notes}
     model.metadata_props.update({f"onnx_moe.{key}": value for key, value in entries.items()})
 
 

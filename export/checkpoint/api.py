@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import onnx_ir as ir
-import torch
 
 from onnx_moe.errors import CheckpointError, InvalidModelError, OnnxMoeError
 from onnx_moe.export.checkpoint.expert_units import checkpoint_format
@@ -23,15 +21,14 @@ from onnx_moe.export.checkpoint.layouts import find_weights
 from onnx_moe.export.checkpoint.manifest import versions, write_manifest
 from onnx_moe.export.checkpoint.options import DTYPES, CheckpointOptions
 from onnx_moe.export.checkpoint.plan import Plan, make_plan
-from onnx_moe.export.checkpoint.skeleton import build_model, read_configuration
+from onnx_moe.export.checkpoint.skeleton import build_model, configuration_entries, read_configuration
 from onnx_moe.export.checkpoint.sources import match_sources
-from onnx_moe.export.checkpoint.writer import write_shards
+from onnx_moe.export.checkpoint.writer import sync, write_shards
 from onnx_moe.export.exported_layers import ExportedLayer
 from onnx_moe.export.finish import add_metadata
 from onnx_moe.functions import add_functions
 from onnx_moe.generation import write_genai_config
-
-logger = logging.getLogger(__name__)
+from onnx_moe.generation.genai_config import CONFIG_NAME
 
 #: Files of a checkpoint that a program needs beside the weights.
 _COPIED = (
@@ -66,8 +63,8 @@ class _Silent:
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What `export_checkpoint` did. layout: the FP4 layouts that the checkpoint had. resumed_bytes: of data that an
-    earlier, interrupted export had written.
+    """What `export_checkpoint` did. layouts: those in FP4 that the checkpoint had. resumed_bytes: of data that an
+    earlier, interrupted export had written and that were kept. notes: what the reader should know, one line each.
     """
 
     folder: Path
@@ -77,6 +74,7 @@ class CheckpointReport:
     source_bytes: int
     written_bytes: int
     resumed_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def export_checkpoint(
@@ -136,18 +134,16 @@ class _Export:
 
     def run(self, config: Any, format: str, layouts: set[str]) -> CheckpointReport:
         journal = open_journal(self.partial, self._identity(format))
-        resumed = sum(shard.nbytes for shard in journal.shards.values())
-        self._check_space(resumed)
+        self._check_space()
         embedded = {name: tensor for unit in self.plan.embedded for name, tensor in materialise(unit).items()}
         self._create(journal)
         try:
-            self._write_weights(journal)
+            resumed = self._write_weights(journal)
             self.progress.stage("writing the model")
             self._write_model(embedded, format)
-            self._write_companions(config)
+            notes = self._write_companions(config)
             write_manifest(self.partial, self.files, self.options, self.pending, format, layouts, journal)
-            journal.remove()
-            os.replace(self.partial, self.folder)
+            self._rename(journal)
         except OnnxMoeError:
             shutil.rmtree(self.partial)  # a defect of the source: what was written is of no use
             raise
@@ -163,13 +159,17 @@ class _Export:
             source_bytes=self.files.nbytes,
             written_bytes=sum(path.stat().st_size for path in self.folder.iterdir()),
             resumed_bytes=resumed,
+            notes=notes,
         )
 
     def _identity(self, format: str) -> str:
         facts = [self.files.fingerprint(), self.plan.digest(), self.options.as_dict(), format, versions()]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def _check_space(self, present: int) -> None:
+    def _check_space(self) -> None:
+        # What an interrupted export has left, whole or not, is kept or written over.
+        left = [(self.partial / shard.name, shard.nbytes) for shard in self.plan.shards]
+        present = sum(min(path.stat().st_blocks * 512, nbytes) for path, nbytes in left if path.is_file())
         parent = self.folder.absolute().parent
         while not parent.exists():
             parent = parent.parent
@@ -188,11 +188,11 @@ class _Export:
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be written: {error}. Choose another folder.") from error
 
-    def _write_weights(self, journal: Journal) -> None:
+    def _write_weights(self, journal: Journal) -> int:
         jobs = (job for shard in self.plan.shards for unit in shard.units for job in unit.jobs())
         self.progress.total(sum(job.source_bytes for job in jobs))
         self.progress.stage("writing the weights")
-        write_shards(self.plan, self.partial, self.files, journal, self.progress.advance)
+        return write_shards(self.plan, self.partial, self.files, journal, self.progress.advance)
 
     def _write_model(self, embedded: dict[str, ir.TensorProtocol], format: str) -> None:
         model = self.pending.model
@@ -213,18 +213,29 @@ class _Export:
                         name=name,
                         base_dir=self.partial,
                     )
-        notes = {"format": format, "scale": self.options.scale, "dense": self.options.dense, "torch": torch.__version__}
-        add_metadata(model, {"version": versions()["onnx-moe"], **notes})
+        add_metadata(model, format=format, scale=self.options.scale, dense=self.options.dense)
         if self.options.functions:
             add_functions(model)
         ir.save(model, self.partial / "model.onnx")
 
-    def _write_companions(self, config: Any) -> None:
+    def _write_companions(self, config: Any) -> tuple[str, ...]:
         for pattern in _COPIED:
             for path in sorted(self.files.folder.glob(pattern)):
                 if path.is_file():
                     shutil.copyfile(path, self.partial / path.name)
         try:
-            write_genai_config(self.partial, config=config.to_dict())
+            write_genai_config(self.partial, config=configuration_entries(config))
         except InvalidModelError as error:
-            logger.info("No genai_config.json: %s", error)
+            return (f"no {CONFIG_NAME}: {error}",)
+        return ()
+
+    def _rename(self, journal: Journal) -> None:
+        """Gives the folder its name once all of it is on the disk."""
+        for path in (*self.partial.iterdir(), self.partial):
+            sync(path)
+        journal.remove()
+        try:
+            os.replace(self.partial, self.folder)
+        except OSError:
+            journal.write()  # the same call can go on
+            raise

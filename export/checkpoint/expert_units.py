@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from onnx_moe.errors import CheckpointError, ExportError
+from onnx_moe.errors import CheckpointError
 from onnx_moe.export.checkpoint.encodings import Fp4Weight
 from onnx_moe.export.checkpoint.sources import ParameterSource
 from onnx_moe.export.checkpoint.units import (
@@ -21,7 +21,6 @@ from onnx_moe.export.checkpoint.units import (
 from onnx_moe.export.discovery import MoELayer
 from onnx_moe.export.experts import Quantization, gate_first, moves_gate, quantize_parts
 from onnx_moe.export.layers import Projection, SharedExpert
-from onnx_moe.formats import get_format
 
 
 def checkpoint_format(sources: dict[str, ParameterSource]) -> str | None:
@@ -76,14 +75,14 @@ class ExpertWeights:
         self, layer: MoELayer, name: str, projection: Projection, quantization: Quantization, moved: bool
     ) -> dict[str, Unit]:
         source = self._source(projection.parameter, layer)
+        if projection.parts or len(source.shape) != 3:  # DBRX
+            raise CheckpointError(
+                f"{layer.path}: its experts lie under one another in flat matrices, which this exporter does not read "
+                "one expert at a time: load the model and export it with onnx_moe.export."
+            )
         routed, rows, columns = projection.matrix.shape
         prefix = f"{layer.path}.{name}"
-        block = get_format(quantization.format).resolve_block_size(quantization.block_size)
-        if columns % block:
-            raise ExportError(
-                f"{prefix} has K={columns}, which is no multiple of {quantization.format}'s block of {block}: use a "
-                "format with smaller blocks (nvfp4: 16), or a model whose sizes are multiples."
-            )
+        quantization.check_columns(projection.matrix, prefix)
         pieces = 1
         if source.fp4_format is not None:
             pieces = source.global_scales if name == "up" else 1

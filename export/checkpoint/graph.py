@@ -13,7 +13,7 @@ import onnxscript.rewriter.onnx_fusions
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from onnx_moe.errors import CheckpointError
+from onnx_moe.errors import CheckpointError, OnnxMoeError
 from onnx_moe.export.checkpoint.dense_units import quantize_dense_units
 from onnx_moe.export.checkpoint.expert_units import ExpertWeights
 from onnx_moe.export.checkpoint.skeleton import make_fake, without_experts
@@ -24,7 +24,7 @@ from onnx_moe.export.discovery import find_layers
 from onnx_moe.export.experts import Quantization, fp4_experts
 from onnx_moe.export.exported_layers import ExportedLayer, check_routers, describe_layer
 from onnx_moe.export.finish import tidy
-from onnx_moe.export.target import evaluating, make_target, trace
+from onnx_moe.export.target import Target, evaluating, make_target, trace
 from onnx_moe.next_gates import add_next_gates
 
 #: What a Decoder calls the model that it wraps.
@@ -59,7 +59,7 @@ def trace_model(
     _load_buffers(model, sources)
     mode = make_fake(model)
     with mode, without_experts(model):
-        target = make_target(model, None)
+        target = _decoder_target(model)
     with evaluating(model):
 
         def run() -> None:
@@ -80,6 +80,18 @@ def trace_model(
     add_next_gates(graph)
     quantize_dense_units(graph, pending.units, options.dense, quantization.accuracy_level)
     return pending
+
+
+def _decoder_target(model: Any) -> Target:
+    try:
+        return make_target(model, None)
+    except OnnxMoeError:
+        raise
+    except Exception as error:  # whatever a model raises that wants values (JetMoE), or other outputs (Llama 4)
+        raise CheckpointError(
+            f"{type(model).__name__} does not run without its weights ({type(error).__name__}): load the model and "
+            "export it with onnx_moe.export."
+        ) from error
 
 
 def _load_buffers(model: Any, sources: dict[str, ParameterSource]) -> None:

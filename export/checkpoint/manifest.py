@@ -32,10 +32,10 @@ def write_manifest(
     layouts: set[str],
     journal: Journal,
 ) -> None:
-    """Writes the manifest of all files that are in `folder` now, but for the journal."""
+    """Writes the manifest of all files that are in `folder` now, but for the journal and an earlier manifest."""
     written = []
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path != journal.path:
+        if path.is_file() and path not in (journal.path, folder / MANIFEST_NAME):
             known = journal.shards.get(path.name)
             digest = known.sha256 if known is not None else file_digest(path)
             written.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})

@@ -42,6 +42,12 @@ def read_configuration(folder: Path) -> Any:
     return config
 
 
+def configuration_entries(config: Any) -> dict[str, Any]:
+    """Every entry of a configuration, also by transformers' usual name where the architecture has its own (DBRX)."""
+    usual = {name: getattr(config, name) for name in config.attribute_map if hasattr(config, name)}
+    return {**config.to_dict(), **usual}
+
+
 def build_model(config: Any, dtype: torch.dtype, attention: str | None) -> Any:
     """The causal language model of `config` with parameters on the meta device and real buffers.
 
@@ -62,17 +68,24 @@ def build_model(config: Any, dtype: torch.dtype, attention: str | None) -> Any:
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
     model.initialize_weights()  # computes the buffers; does nothing to parameters without values
-    for name, parameter in model.named_parameters():
-        kept = _kept_type(model, name, dtype)
-        if kept is not None:
-            parameter.data = parameter.data.to(kept)
+    _keep_types(model, dtype)
     return model
 
 
-def _kept_type(model: Any, name: str, dtype: torch.dtype) -> torch.dtype | None:
-    """The element type in which transformers keeps a parameter whatever the model's own is."""
+def _keep_types(model: Any, dtype: torch.dtype) -> None:
+    """Gives parameters the element type in which transformers keeps them whatever the model's own is: it searches their
+    names for the patterns of the model's plan, such as "gate.weight".
+    """
+    from transformers.core_model_loading import build_glob_alternation
+
     plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
-    return next((kept for part, kept in plan.items() if part in name.split(".")), None)
+    if not plan:
+        return
+    patterns, pattern_of_group, _ = build_glob_alternation(list(plan))
+    for name, parameter in model.named_parameters():
+        found = patterns.search(name)
+        if found is not None and found.lastgroup is not None:  # each pattern is a group
+            parameter.data = parameter.data.to(plan[pattern_of_group[found.lastgroup]])
 
 
 def _first_line(error: Exception) -> str:

@@ -45,11 +45,13 @@ class _MemoryGate:
                 self._changed.notify_all()
 
 
-def write_shards(plan: Plan, folder: Path, files: CheckpointFiles, journal: Journal, advance: Advance) -> None:
-    """Writes the shards of `plan` that are not in `journal` into `folder`, and enters them there.
+def write_shards(plan: Plan, folder: Path, files: CheckpointFiles, journal: Journal, advance: Advance) -> int:
+    """Writes the shards of `plan` into `folder` but for those that `journal` has and that are what it says; enters them
+    there. Returns the bytes of those that were kept.
 
     Raises what a job raises; shards that were finished before stay and are known to the journal.
     """
+    kept = 0
     workers = (os.cpu_count() or 1) + 1  # one of them waits for the disk
     gate = _MemoryGate(_MEMORY)
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as finisher:
@@ -58,6 +60,7 @@ def write_shards(plan: Plan, folder: Path, files: CheckpointFiles, journal: Jour
             if shard.name in journal.shards and journal.verified(shard.name):
                 files.digests.update(journal.shards[shard.name].source_digests)
                 advance(sum(job.source_bytes for unit in shard.units for job in unit.jobs()))
+                kept += shard.nbytes
                 continue
             before = set(files.digests)
             _write_shard(shard, folder / shard.name, pool, gate, advance)
@@ -65,16 +68,22 @@ def write_shards(plan: Plan, folder: Path, files: CheckpointFiles, journal: Jour
             finishing.append(finisher.submit(_finish, folder / shard.name, shard.name, digests, journal))
         for future in finishing:
             future.result()
+    return kept
 
 
 def _finish(path: Path, name: str, source_digests: dict[str, str], journal: Journal) -> None:
     """Puts a shard onto the disk and enters it, while the next one is written."""
+    sync(path)
+    journal.add(name, WrittenShard(path.stat().st_size, file_digest(path), source_digests))
+
+
+def sync(path: Path) -> None:
+    """Returns when what was written to a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    journal.add(name, WrittenShard(path.stat().st_size, file_digest(path), source_digests))
 
 
 def _write_shard(shard: Shard, path: Path, pool: ThreadPoolExecutor, gate: _MemoryGate, advance: Advance) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,6 +134,7 @@ def _export_checkpoint(source: str, folder: Path, options: dict[str, Any]) -> No
     if report.resumed_bytes:
         console.print(f"{megabytes(report.resumed_bytes)} were there from an interrupted export.")
     console.print(f"{megabytes(report.source_bytes)} became {megabytes(report.written_bytes)}.")
+    _print_notes(console, report.notes)
 
 
 def _export_module(source: str, output: Path, options: dict[str, Any]) -> None:
@@ -145,8 +146,12 @@ def _export_module(source: str, output: Path, options: dict[str, Any]) -> None:
         report = export_module(module, example_inputs, output, progress=status.update, **options)
     _print_layers(console, str(report.path), report.format, report.layers)
     console.print(f"{megabytes(report.module_bytes)} became {megabytes(report.model_bytes)}.")
-    for note in report.notes:
-        console.print(f"[yellow]note:[/] {note}", highlight=False)
+    _print_notes(console, report.notes)
+
+
+def _print_notes(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
 
 
 def _print_layers(console: Console, path: str, format: str, layers: tuple[ExportedLayer, ...]) -> None:

@@ -30,12 +30,11 @@ def route(op: Any, node: ir.Node, router_probabilities: ir.Value, mixing: ir.Val
 
     mixing: the weights [T, E] to take those of the chosen experts from; without, they are scores of what is chosen by.
     """
-    normalize = node.attributes.get_int("normalize_routing_weights", 0)
     ids, weights = op.MoERouter(
         router_probabilities,
         top_k=node.attributes.get_int("k", 1),
         scoring="softmax",
-        normalize=normalize if mixing is None else 0,
+        normalize=node.attributes.get_int("normalize_routing_weights", 0),
         _outputs=2,
         **OURS,
     )

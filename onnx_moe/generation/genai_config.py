@@ -58,35 +58,17 @@ def make_genai_config(
     """
     text = {**config, **config.get("text_config", {})}
     cache = _cache_shapes(model)
-    attention = next((shapes for shapes in cache.values() if "key" in shapes), None)
-    if attention is None:
-        raise InvalidModelError("onnxruntime-genai needs a layer of attention: this model's cache has no keys.")
-    heads, head_size = attention["key"][1], attention["key"][3]
     end_tokens = generation.get("eos_token_id", text.get("eos_token_id"))
     length = text.get("max_position_embeddings") or 2048
-    decoder: dict[str, Any] = {
-        "session_options": {"log_id": "onnx-moe", "provider_options": [], "custom_ops_library": library_name},
-        "filename": model_name,
-        "head_size": head_size,
-        "hidden_size": text["hidden_size"],
-        "num_attention_heads": text["num_attention_heads"],
-        "num_hidden_layers": len(cache),
-        "num_key_value_heads": heads,
-        "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", **_names(cache, "past")},
-        "outputs": {"logits": "logits", **_names(cache, "present")},
-    }
-    hybrid = _layer_types(cache)
-    if hybrid is not None:
-        decoder["layer_types"] = hybrid
     return {
         "model": {
-            "type": "decoder" if hybrid is None else _HYBRID_TYPE,
-            "vocab_size": text["vocab_size"],
+            "type": "decoder" if _layer_types(cache) is None else _HYBRID_TYPE,
+            "vocab_size": _entry(text, "vocab_size"),
             "context_length": length,
             "bos_token_id": _first(generation.get("bos_token_id", text.get("bos_token_id")), 0),
             "eos_token_id": 0 if end_tokens is None else end_tokens,
             "pad_token_id": _first(generation.get("pad_token_id", text.get("pad_token_id")), _first(end_tokens, 0)),
-            "decoder": decoder,
+            "decoder": _decoder(text, cache, library_name, model_name),
         },
         "search": {
             "max_length": length,
@@ -97,6 +79,34 @@ def make_genai_config(
             "past_present_share_buffer": False,
         },
     }
+
+
+def _decoder(
+    text: Mapping[str, Any], cache: Mapping[int, Mapping[str, Any]], library_name: str, model_name: str
+) -> dict[str, Any]:
+    attention = next((shapes for shapes in cache.values() if "key" in shapes), None)
+    if attention is None:
+        raise InvalidModelError("onnxruntime-genai needs a layer of attention: this model's cache has no keys.")
+    heads, head_size = attention["key"][1], attention["key"][3]
+    decoder: dict[str, Any] = {
+        "session_options": {"log_id": "onnx-moe", "provider_options": [], "custom_ops_library": library_name},
+        "filename": model_name,
+        "head_size": head_size,
+        "hidden_size": _entry(text, "hidden_size"),
+        "num_attention_heads": _entry(text, "num_attention_heads"),
+        "num_hidden_layers": len(cache),
+        "num_key_value_heads": heads,
+        "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", **_names(cache, "past")},
+        "outputs": {"logits": "logits", **_names(cache, "present")},
+    }
+    hybrid = _layer_types(cache)
+    return decoder if hybrid is None else {**decoder, "layer_types": hybrid}
+
+
+def _entry(text: Mapping[str, Any], name: str) -> Any:
+    if text.get(name) is None:
+        raise InvalidModelError(f"The model's configuration has no {name}, which {CONFIG_NAME} holds: add it.")
+    return text[name]
 
 
 def _cache_shapes(model: ir.Model) -> dict[int, dict[str, list[Any]]]:
@@ -115,6 +125,11 @@ def _cache_shapes(model: ir.Model) -> dict[int, dict[str, list[Any]]]:
             raise InvalidModelError(
                 f"onnxruntime-genai keeps no {', '.join(unknown)}, which layer {number} of this model needs: run it "
                 "with onnx_moe.generation."
+            )
+        if "recurrent_state" in held and "conv_state" not in held:
+            raise InvalidModelError(
+                f"onnxruntime-genai keeps recurrent states only beside those of convolutions, which layer {number} of "
+                "this model does not have: run it with onnx_moe.generation."
             )
     return shapes
 

@@ -31,10 +31,9 @@ def random_model(model_type: str = "qwen3_moe", dtype: torch.dtype = torch.bfloa
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "norm" not in name:
-            with torch.no_grad():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    for name, tensor in model.state_dict().items():  # buffers, too: a router's correction bias
+        if "norm" not in name and tensor.is_floating_point():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
     return model
 
 

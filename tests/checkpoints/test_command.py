@@ -24,6 +24,8 @@ def test_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0, result.output
     assert "writing the model" in result.output  # the progress's last stage
     assert re.search(r"\d+\.\d kB became \d+\.\d kB\.", result.output)
+    assert "note: no genai_config.json: onnxruntime-genai needs a layer of attention" in result.output
+    assert not (tmp_path / "out" / "genai_config.json").exists()
     assert len(list((tmp_path / "out").glob("model.onnx.data-*"))) > 1
 
 

@@ -22,7 +22,7 @@ from onnx_moe.export.finish import ALIGNMENT
 from onnx_moe.operators import ROUTER
 from tests.export.test_decoders import OnnxSteps, TorchSteps, padded_prompts, relative_error
 
-from .folders import random_model
+from .folders import load_tensors, random_model
 
 _GLM = {
     "n_routed_experts": 16,
@@ -51,7 +51,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckpointRep
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(units, "_CHUNK", 3000)
         yield export_checkpoint(
-            folder / "checkpoint", folder / "out", CheckpointOptions(shard_bytes=100_000, **_OPTIONS)
+            folder / "checkpoint", folder / "out", CheckpointOptions(shard_bytes=700_000, **_OPTIONS)
         )
 
 
@@ -75,9 +75,12 @@ def test_equals_the_export_in_memory(exported: CheckpointReport, tmp_path: Path)
 
 
 def test_half_precision(tmp_path: Path) -> None:
-    """Experts that are stacked and transposed, biases, gates between the up rows, another layout."""
-    model = random_model("gpt_oss", num_local_experts=4, layer_types=["full_attention"])
+    """Experts that are stacked and transposed, biases, gates between the up rows, another layout; a head that is the
+    embedding, which checkpoints hold once.
+    """
+    model = random_model("gpt_oss", num_local_experts=4, layer_types=["full_attention"], tie_word_embeddings=True)
     model.save_pretrained(tmp_path / "checkpoint")
+    assert "lm_head.weight" not in load_tensors(tmp_path / "checkpoint")
     options = CheckpointOptions(dtype="float16", weight_layout="interleaved")
     actual = _logits(export_checkpoint(tmp_path / "checkpoint", tmp_path / "half", options).folder / "model.onnx")
     assert actual.dtype == np.float16
@@ -98,9 +101,9 @@ def test_shards_are_aligned(exported: CheckpointReport) -> None:
     names = {str(tensor.location) for tensor in external}
     assert len(names) > 1
     assert names == {path.name for path in exported.folder.glob("model.onnx.data*")}
-    for tensor in external:
-        assert tensor.nbytes < ALIGNMENT or tensor.offset % ALIGNMENT == 0
-    assert any(tensor.nbytes >= ALIGNMENT for tensor in external)
+    large = [tensor for tensor in external if tensor.nbytes >= ALIGNMENT]
+    assert all(tensor.offset % ALIGNMENT == 0 for tensor in large)
+    assert any(tensor.offset > 0 for tensor in large)
 
 
 def test_the_folder_holds_all_that_a_program_needs(exported: CheckpointReport) -> None:

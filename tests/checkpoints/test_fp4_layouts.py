@@ -197,8 +197,11 @@ def test_bytes_are_kept(name: str, tmp_path: Path) -> None:
     assert seen == len(encoded)
 
 
-def test_gpt_oss_blocks(tmp_path: Path) -> None:
-    """From the file to the logits: the model with the values that the codes stand for computes the same."""
+@pytest.mark.parametrize("weight_layout", ["rows", "interleaved"])
+def test_gpt_oss_blocks(weight_layout: str, tmp_path: Path) -> None:
+    """From the file to the logits: the model with the values that the codes stand for computes the same. Its gates lie
+    between the up rows, where "rows" leaves them; "interleaved" moves them.
+    """
     model = random_model("gpt_oss", torch.float32, num_local_experts=4, layer_types=["full_attention"])
     model.save_pretrained(tmp_path / "checkpoint")
     tensors = load_tensors(tmp_path / "checkpoint")
@@ -215,7 +218,8 @@ def test_gpt_oss_blocks(tmp_path: Path) -> None:
             model.get_parameter(name).copy_(torch.stack([values for _, _, values in encoded]).transpose(1, 2))
     save_tensors(tmp_path / "checkpoint", tensors)
     rewrite_config(tmp_path / "checkpoint", quantization_config={"quant_method": "mxfp4"})
-    report = export_checkpoint(tmp_path / "checkpoint", tmp_path / "out")
+    options = CheckpointOptions(weight_layout=weight_layout)
+    report = export_checkpoint(tmp_path / "checkpoint", tmp_path / "out", options)
     assert report.layouts == ("gpt-oss MXFP4",)
     input_ids, attention_mask = padded_prompts()
     actual = OnnxSteps(report.folder / "model.onnx", 3).step(input_ids, attention_mask)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,10 +105,12 @@ def test_a_shard_that_changed_is_written_again(
     content[-1] ^= 1
     damaged.write_bytes(content)
     names = _written(monkeypatch)
-    export_checkpoint(checkpoint, interrupted, _OPTIONS)
+    report = export_checkpoint(checkpoint, interrupted, _OPTIONS)
     assert len(names) == 2
     assert damaged.name in names
     assert _contents(interrupted) == _contents(whole)
+    kept = [path for path in interrupted.glob("model.onnx.data*") if path.name not in names]
+    assert report.resumed_bytes == sum(path.stat().st_size for path in kept)
 
 
 def test_other_options_do_not_go_on(interrupted: Path, checkpoint: Path) -> None:
@@ -115,6 +118,56 @@ def test_other_options_do_not_go_on(interrupted: Path, checkpoint: Path) -> None
     with pytest.raises(CheckpointError, match=r"out\.partial is left from an export of another source.*remove it"):
         export_checkpoint(checkpoint, interrupted, CheckpointOptions(shard_bytes=150_000, scale="rceil"))
     assert _contents(interrupted.with_name("out.partial")) == before
+
+
+def test_a_source_that_changed_does_not_go_on(interrupted: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Its files have their names and sizes still."""
+    changed = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    os.utime(next(changed.glob("*.safetensors")), (0, 0))
+    with pytest.raises(CheckpointError, match=r"out\.partial is left from an export of another source.*remove it"):
+        export_checkpoint(changed, interrupted, _OPTIONS)
+
+
+def test_everything_is_on_the_disk_before_the_folder_gets_its_name(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk: set[int] = set()
+    fsync, replace = os.fsync, os.replace
+    renamed = []
+
+    def record(descriptor: int) -> None:
+        on_disk.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def check(source: Path, target: Path) -> None:
+        if target == tmp_path / "out":
+            assert {path.stat().st_ino for path in (source, *source.iterdir())} <= on_disk
+            renamed.append(source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(os, "replace", check)
+    export_checkpoint(checkpoint, tmp_path / "out", _OPTIONS)
+    assert len(renamed) == 1
+
+
+def test_a_folder_that_comes_in_between(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+    """Hours of work are not lost: the same call goes on once the folder is gone."""
+
+    class Intruder:
+        def stage(self, line: str) -> None:
+            if line == "writing the model":
+                (tmp_path / "out" / "mine").mkdir(parents=True)
+
+        def total(self, nbytes: int) -> None: ...
+        def advance(self, nbytes: int) -> None: ...
+
+    with pytest.raises(CheckpointError, match=r"out\.partial cannot be written: .*then goes on"):
+        export_checkpoint(checkpoint, tmp_path / "out", _OPTIONS, Intruder())
+    shutil.rmtree(tmp_path / "out")
+    report = export_checkpoint(checkpoint, tmp_path / "out", _OPTIONS)
+    assert report.resumed_bytes == sum(path.stat().st_size for path in whole.glob("model.onnx.data*"))
+    assert _contents(report.folder) == _contents(whole)
 
 
 def test_a_full_disk(checkpoint: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +185,26 @@ def test_too_little_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(CheckpointError, match=r"out takes 0\.07 GB, but .* has 0\.05 GB free: make room"):
         export_checkpoint(checkpoint, tmp_path / "out", _OPTIONS)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("lost", "fits"), [(False, True), (True, False)])
+def test_room_for_what_is_left(
+    lost: bool, fits: bool, interrupted: Path, checkpoint: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard that was being written has its room already; one that is gone needs it again."""
+    partial = interrupted.with_name("out.partial")
+    first, *_, last = sorted(path.name for path in whole.glob("model.onnx.data*"))
+    (partial / last).write_bytes(bytes((whole / last).stat().st_size))
+    if lost:
+        (partial / first).unlink()
+    usage = shutil.disk_usage(partial)
+    free = checkpoint_api._SPARE + 4096  # less than a shard
+    monkeypatch.setattr(checkpoint_api.shutil, "disk_usage", lambda _path: usage._replace(free=free))
+    if fits:
+        assert _contents(export_checkpoint(checkpoint, interrupted, _OPTIONS).folder) == _contents(whole)
+    else:
+        with pytest.raises(CheckpointError, match="free: make room"):
+            export_checkpoint(checkpoint, interrupted, _OPTIONS)
 
 
 def test_a_weight_that_is_no_number(checkpoint: Path, tmp_path: Path) -> None:

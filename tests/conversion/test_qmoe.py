@@ -22,7 +22,9 @@ _EXPERTS, _HIDDEN, _INTERMEDIATE, _TOP_K = 6, 64, 32, 3
 _SCALES = {"fp4": (TensorProto.FLOAT8E8M0, "mxfp4", 32), "nvfp4": (TensorProto.FLOAT8E4M3FN, "nvfp4", 16)}
 
 
-def write_model(path: Path, quant_type: str = "fp4", *, mixing: bool = False, **attributes: Any) -> Path:
+def write_model(
+    path: Path, quant_type: str = "fp4", *, mixing: bool = False, bias: bool = False, **attributes: Any
+) -> Path:
     """A QMoE node: inputs x [T, H], logits [T, E] and, with `mixing`, weights [T, E]."""
     scale_type, format, block = _SCALES.get(quant_type, _SCALES["fp4"])
     random = np.random.default_rng(0)
@@ -31,14 +33,16 @@ def write_model(path: Path, quant_type: str = "fp4", *, mixing: bool = False, **
     def constant(name: str, element_type: int, array: Any) -> None:
         initializers.append(helper.make_tensor(name, element_type, array.shape, array.tobytes(), raw=True))
 
-    for name, rows, columns in (("fc1", 2 * _INTERMEDIATE, _HIDDEN), ("fc2", _HIDDEN, _INTERMEDIATE)):
+    for name, rows, columns, exponent in (("fc1", 2 * _INTERMEDIATE, _HIDDEN, -5), ("fc2", _HIDDEN, _INTERMEDIATE, -4)):
         weights = random.standard_normal((_EXPERTS, rows, columns)).astype(np.float32)
         quantized = onnx_moe.quantize(weights, format)
         constant(f"{name}_weights", TensorProto.UINT8, quantized.weights)
         constant(f"{name}_scales", scale_type, quantized.scales)
         # QMoE's NVFP4 loses digits unless the global scales are powers of two.
-        constant(f"{name}_global", TensorProto.FLOAT, np.exp2(np.arange(_EXPERTS) % 3 - 5).astype(np.float32))
-    inputs = ["x", "logits", "fc1_weights", "fc1_scales", "", "fc2_weights", "fc2_scales", *[""] * 7]
+        constant(f"{name}_global", TensorProto.FLOAT, np.exp2(np.arange(_EXPERTS) % 3 + exponent).astype(np.float32))
+        constant(f"{name}_bias", TensorProto.FLOAT, random.standard_normal((_EXPERTS, rows)).astype(np.float32))
+    biases = ["fc1_bias", "fc2_bias"] if bias else ["", ""]
+    inputs = ["x", "logits", "fc1_weights", "fc1_scales", biases[0], "fc2_weights", "fc2_scales", biases[1], *[""] * 6]
     defaults = {
         "k": _TOP_K,
         "normalize_routing_weights": 1,
@@ -72,9 +76,12 @@ def write_model(path: Path, quant_type: str = "fp4", *, mixing: bool = False, **
 
 @pytest.mark.parametrize("normalize", [0, 1])
 @pytest.mark.parametrize("mixing", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("quant_type", _SCALES)
-def test_the_same_numbers(quant_type: str, mixing: bool, normalize: int, tmp_path: Path) -> None:
-    source = write_model(tmp_path / "qmoe.onnx", quant_type, mixing=mixing, normalize_routing_weights=normalize)
+def test_the_same_numbers(quant_type: str, bias: bool, mixing: bool, normalize: int, tmp_path: Path) -> None:
+    source = write_model(
+        tmp_path / "qmoe.onnx", quant_type, mixing=mixing, bias=bias, normalize_routing_weights=normalize
+    )
     output = tmp_path / "ours.onnx"
     result = CliRunner().invoke(app, ["convert", str(source), str(output)], catch_exceptions=False)
     assert result.exit_code == 0

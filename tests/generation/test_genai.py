@@ -12,7 +12,9 @@ import pytest
 
 import onnx_moe
 from onnx_moe.errors import InvalidModelError
+from onnx_moe.export.checkpoint.skeleton import configuration_entries
 from onnx_moe.generation import ModelFolder, generate_tokens, make_genai_config, write_genai_config
+from tools.model_table.architectures import ARCHITECTURES, make_config, make_model
 
 from .counting_model import counting_model
 
@@ -42,12 +44,10 @@ def genai_tokens(folder: Path) -> list[int]:
     return [int(token) for token in generator.get_sequence(0)[len(PROMPT) :]]
 
 
-@pytest.mark.parametrize("model_type", ["glm4_moe_lite", "qwen3_next"])
+@pytest.mark.parametrize("model_type", ["glm4_moe_lite", "qwen3_next", "nemotron_h", "lfm2_moe"])
 def test_the_same_greedy_tokens(model_type: str, tmp_path: Path) -> None:
-    """Of a model with latent attention, and of one with recurrent states."""
+    """Of models with latent attention, a gated delta rule, Mamba, and convolutions alone beside attention."""
     pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai has no wheel here")
-    from tools.model_table.architectures import make_model
-
     model = make_model(model_type)
     onnx_moe.export(model, None, tmp_path / "model.onnx")
     model.config.to_json_file(tmp_path / "config.json")
@@ -100,3 +100,22 @@ def test_what_genai_cannot_keep() -> None:
     )
     with pytest.raises(InvalidModelError, match="needs a layer of attention"):
         make_genai_config(only_states, CONFIG, {}, "plugin.so")
+    recurrent = renamed(past_key_values_0_value="past_key_values.1.recurrent_state")  # MiniMax-Text-01
+    with pytest.raises(InvalidModelError, match=r"beside those of convolutions, which layer 1 .* does not have"):
+        make_genai_config(recurrent, CONFIG, {}, "plugin.so")
+
+
+def test_a_configuration_without_sizes() -> None:
+    model = ir.from_proto(counting_model())
+    with pytest.raises(InvalidModelError, match=r"configuration has no hidden_size, which genai_config\.json holds"):
+        make_genai_config(model, {**CONFIG, "hidden_size": None}, {}, "plugin.so")
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_architecture_has_what_it_takes(model_type: str) -> None:
+    """Also those with names of their own, such as DBRX's d_model."""
+    entries = configuration_entries(make_config(ARCHITECTURES[model_type]))
+    model = make_genai_config(ir.from_proto(counting_model()), entries, {}, "plugin.so")["model"]
+    assert (model["decoder"]["hidden_size"], model["vocab_size"]) == (64, 97)
+    # JetMoE has each head for each of the chosen experts.
+    assert model["decoder"]["num_attention_heads"] == (8 if model_type == "jetmoe" else 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,20 @@ def test_a_long_prompt_runs_in_parts(decoder: DecoderSession, monkeypatch: pytes
     assert list(generate_tokens(decoder, prompt, 4)) == continuation(prompt, 4)
 
 
+def test_the_last_token_says_what_comes_next() -> None:
+    """A decoder whose logits at each position name the token there."""
+
+    class Echo:
+        def empty_cache(self, _batch: int) -> Any:
+            return SimpleNamespace(tokens=0)
+
+        def step(self, input_ids: Any, _attention_mask: Any, cache: Any) -> Any:
+            return np.eye(11, dtype=np.float32)[input_ids], SimpleNamespace(tokens=cache.tokens + input_ids.shape[1])
+
+    decoder: Any = Echo()
+    assert list(generate_tokens(decoder, [3, 5, 7], 2)) == [7, 7]
+
+
 def test_a_stop_token_ends_the_text(decoder: DecoderSession) -> None:
     # 1 → 1, 2, 4, 8, 5, 10: ten stops it, and is not part of it.
     timing = Timing()
@@ -113,6 +128,17 @@ def test_command(folder: Path) -> None:
 def test_command_reads_standard_input(folder: Path) -> None:
     arguments = ["generate", str(folder), "-", "--max-new-tokens", "2", "--temperature", "0.01", "--seed", "4"]
     assert CliRunner().invoke(app, arguments, input="three four").stdout.split() == ["seven", "three"]
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(1.0, seed=1), Sampling(1.0, top_k=2, seed=3), Sampling(2.0, top_p=0.3, seed=3)]
+)
+def test_command_samples_as_it_is_told(sampling: Sampling, folder: Path, decoder: DecoderSession) -> None:
+    options = {"temperature": sampling.temperature, "top-k": sampling.top_k, "top-p": sampling.top_p}
+    arguments = [f"--{name}={value}" for name, value in {**options, "seed": sampling.seed}.items()]
+    result = CliRunner().invoke(app, ["generate", str(folder), "one", "--raw", "--max-new-tokens=9", *arguments])
+    expected = generate_tokens(decoder, [1], 9, sampling=sampling, stop=[WORDS.index("end")])
+    assert result.stdout.split() == [WORDS[token] for token in expected]
 
 
 def test_chat_template(folder: Path) -> None:

@@ -218,7 +218,12 @@ _LIST = (
     Architecture(
         "mimo_v2_flash",
         "MiMo-V2-Flash",
-        {**_HALF_SLIDING, "rope_parameters": {kind: {**_ROPE, "partial_rotary_factor": 0.5} for kind in _KINDS}},
+        {
+            **_HALF_SLIDING,
+            "num_key_value_heads": 2,  # twice as many in sliding layers
+            "head_dim": 24,  # wider than values, as in the real one
+            "rope_parameters": {kind: {**_ROPE, "partial_rotary_factor": 0.5} for kind in _KINDS},
+        },
     ),
     # In this order: transformers counts past tokens in the first layer, and forgets padding if that is a linear one.
     Architecture("minimax", "MiniMax-Text-01", {"layer_types": ["full_attention", "linear_attention"]}),
@@ -227,7 +232,12 @@ _LIST = (
     Architecture("mistral4", "Mistral 4", {"first_k_dense_replace": 0}),
     Architecture("mistral_large4_text", "Mistral Large 4", _INDEXER),
     Architecture("mixtral", "Mixtral"),
-    Architecture("muse_spark_text", "Muse Spark", {"moe_hidden_size": 64}),
+    Architecture(
+        "muse_spark_text",
+        "Muse Spark",
+        {"moe_hidden_size": 64},
+        obstacle="each expert's output is normalised before it is weighted, which `MoEExpertGemmFP4` does not do",
+    ),
     Architecture(
         "nemotron_h",
         "Nemotron-H",
@@ -267,6 +277,7 @@ _LIST = (
             "hc_lowrank": 8,
             "ple_layer_ids": [],
         },
+        obstacle="its indexer chooses blocks of keys in Python, query by query, and branches on how many there are",
     ),
     Architecture("solar_open", "Solar Open"),
     Architecture(
