@@ -178,6 +178,7 @@ def plot_weights(figure: Any, report: AccuracyReport) -> None:
         [f"{layer_number(part.layer)} {part.projection}" for part in report.experts],
         rotation=30 if len(report.experts) > 8 else 0,
     )
+    axes.set_title("relative RMSE of each expert's weights; line: what an ideal quantiser leaves")
     _tidy(axes)
 
 
