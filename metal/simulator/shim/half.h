@@ -11,13 +11,20 @@ MSL_V constexpr float msl_infinity() { return msl_float(0x7F800000u); }
 MSL_V constexpr float msl_nan() { return msl_float(0x7FC00000u); }
 
 #if defined(MSL_CPU)
+// Clang before 15 has _Float16 only for processors that compute in it, and __fp16, which is but stored, for all.
+#if defined(__clang__) && __clang_major__ < 15 && !defined(__AVX512FP16__)
+using msl_stored_half = __fp16;
+#else
+using msl_stored_half = _Float16;
+#endif
+
 struct half {
-  _Float16 value;
+  msl_stored_half value;
 
   half() = default;
-  constexpr half(float number) : value((_Float16)number) {}
+  constexpr half(float number) : value((msl_stored_half)number) {}
   template <class I, class = msl_enable_if_t<msl_is_integer<I>>>
-  constexpr half(I number) : value((_Float16)(float)number) {}
+  constexpr half(I number) : value((msl_stored_half)(float)number) {}
   constexpr operator float() const { return (float)value; }
 };
 #elif defined(MSL_CUDA)
