@@ -7,6 +7,7 @@ rate with what the disk reads, what it writes and what the quantiser does, all m
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.glm_checkpoint import GLM_FLASH, write_glm_flash
+from onnx_moe.export.checkpoint.disk import drop_cached, open_uncached
 from onnx_moe.quantization import quantize
 
 _BLOCK = 16 << 20
@@ -106,22 +108,34 @@ def _forget(file: Path) -> None:
 
 
 def _read_rate(file: Path) -> float:
-    """As the export reads: large reads of two threads."""
+    """Large reads of two threads, through the system's cache or past it, whichever is faster."""
+    return max(_read_rate_with(read, file) for read in (_read_cached, _read_past_cache))
+
+
+def _read_rate_with(read: Callable[[Path, range], None], file: Path) -> float:
     _forget(file)
     size = file.stat().st_size // 2 // _BLOCK * _BLOCK
     start = time.perf_counter()
-
-    def read(first: int) -> None:
-        buffer = bytearray(_BLOCK)
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            for offset in range(first, first + size, _BLOCK):
-                os.preadv(descriptor, [buffer], offset)
-        finally:
-            os.close(descriptor)
-
-    _side_by_side([lambda: read(0), lambda: read(size)])
+    halves = (range(0, size, _BLOCK), range(size, 2 * size, _BLOCK))
+    _side_by_side([lambda half=half: read(file, half) for half in halves])
     return 2 * size / (time.perf_counter() - start)
+
+
+def _read_cached(file: Path, offsets: range) -> None:
+    buffer = bytearray(_BLOCK)
+    with file.open("rb", buffering=0) as opened:
+        for offset in offsets:
+            os.preadv(opened.fileno(), [buffer], offset)
+
+
+def _read_past_cache(file: Path, offsets: range) -> None:
+    buffer = mmap.mmap(-1, _BLOCK)
+    descriptor = open_uncached(file)
+    try:
+        for offset in offsets:
+            os.preadv(descriptor, [buffer], offset)
+    finally:
+        os.close(descriptor)
 
 
 def _side_by_side(work: list[Callable[[], None]]) -> None:
@@ -133,13 +147,19 @@ def _side_by_side(work: list[Callable[[], None]]) -> None:
 
 
 def _write_rate(folder: Path) -> float:
+    """A new file until it is on the disk, with and without leaving the cache on the way, whichever is faster."""
+    return max(_write_rate_with(folder, drops) for drops in (False, True))
+
+
+def _write_rate_with(folder: Path, drops: bool) -> float:
     data = np.random.default_rng(0).bytes(_BLOCK)
     count = (2 << 30) // _BLOCK
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
+    with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as file:
         start = time.perf_counter()
-        for _ in range(count):
+        for index in range(count):
             file.write(data)
-        file.flush()
+            if drops:
+                drop_cached(file.fileno(), max(0, index - 1) * _BLOCK, 2 * _BLOCK)
         os.fsync(file.fileno())
         return count * _BLOCK / (time.perf_counter() - start)
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,20 @@ def _as_array(weights: NDArray[Any] | torch.Tensor) -> tuple[NDArray[Any], str]:
     return np.ascontiguousarray(weights), name
 
 
+_one_core: ContextVar[bool] = ContextVar("one_core", default=False)
+
+
+def use_one_core() -> None:
+    """Has this thread's `run_on_every_core` use no core but its own: for threads that already are one for each core."""
+    _one_core.set(True)
+
+
 def run_on_every_core(count: int, work: Callable[[int], None]) -> None:
     """Runs `work` for each of `count` tasks on every core: the native code holds no lock."""
+    if _one_core.get():
+        for task in range(count):
+            work(task)
+        return
     with ThreadPoolExecutor(max_workers=max(1, min(count, os.cpu_count() or 1))) as pool:
         for _ in pool.map(work, range(count)):
             pass

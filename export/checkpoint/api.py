@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import onnx_ir as ir
 
 from onnx_moe.errors import CheckpointError, InvalidModelError, OnnxMoeError
+from onnx_moe.export.checkpoint.disk import sync
 from onnx_moe.export.checkpoint.expert_units import checkpoint_format
 from onnx_moe.export.checkpoint.files import CheckpointFiles, open_checkpoint
 from onnx_moe.export.checkpoint.graph import GraphOptions, PendingModel, materialise, trace_model
@@ -23,7 +24,7 @@ from onnx_moe.export.checkpoint.options import DTYPES, CheckpointOptions
 from onnx_moe.export.checkpoint.plan import Plan, make_plan
 from onnx_moe.export.checkpoint.skeleton import build_model, configuration_entries, read_configuration
 from onnx_moe.export.checkpoint.sources import match_sources
-from onnx_moe.export.checkpoint.writer import sync, write_shards
+from onnx_moe.export.checkpoint.writer import write_shards
 from onnx_moe.export.exported_layers import ExportedLayer
 from onnx_moe.export.finish import add_metadata
 from onnx_moe.functions import add_functions

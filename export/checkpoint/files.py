@@ -1,6 +1,6 @@
 """A checkpoint's files: a folder in Hugging Face layout, its safetensors checked and read piece by piece.
 
-Tensors are read with ordinary reads into memory of their own: pages of a mapped file would count as this process's
+Tensors are read into memory of their own: pages of a mapped file would count as this process's
 memory, and a checkpoint is larger than that.
 """
 
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,9 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from onnx_moe.errors import CheckpointError
+from onnx_moe.export.checkpoint.buffers import BufferPool
+from onnx_moe.export.checkpoint.disk import UncachedReader, bytes_digest
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -65,6 +66,24 @@ class StoredTensor:
         return TORCH_TYPES[self.element_type]
 
 
+@dataclass(frozen=True)
+class _Extent:
+    """Rows of a tensor, where they lie in its file; a scalar is one row."""
+
+    tensor: StoredTensor
+    first_row: int
+    rows: int
+    offset: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, tensor: StoredTensor, rows: range | None) -> _Extent:
+        count = tensor.shape[0] if tensor.shape else 1
+        first, number = (0, count) if rows is None else (rows.start, len(rows))
+        row_bytes = tensor.nbytes // max(1, count)
+        return cls(tensor, first, number, tensor.offset + first * row_bytes, number * row_bytes)
+
+
 class CheckpointFiles:
     """The tensors of a checkpoint's folder. Reads may be made from several threads; close it at the end."""
 
@@ -73,9 +92,10 @@ class CheckpointFiles:
         self.config_bytes = _read_config(folder)
         self.shards = _find_shards(folder)
         self.tensors = _read_headers(folder, self.shards)
-        self._descriptors: dict[Path, int] = {}
-        self._lock = threading.Lock()
-        #: sha256 of each piece that was read, by "<tensor>:<first row>".
+        #: What is read lies in these, as may what is made of it.
+        self.buffers = BufferPool()
+        self._reader = UncachedReader(self.buffers)
+        #: BLAKE3 of each piece that was read, by "<tensor>:<first row>".
         self.digests: dict[str, str] = {}
 
     @property
@@ -92,42 +112,34 @@ class CheckpointFiles:
 
     def content_digest(self) -> str:
         """A digest of the configuration and of all that was read so far."""
-        digest = hashlib.sha256(self.config_bytes)
-        for piece, value in sorted(self.digests.items()):
-            digest.update(f"{piece} {value}\n".encode())
-        return digest.hexdigest()
+        pieces = "".join(f"{piece} {value}\n" for piece, value in sorted(self.digests.items()))
+        return bytes_digest(self.config_bytes + pieces.encode())
 
     def read(self, tensor: StoredTensor, rows: range | None = None) -> torch.Tensor:
         """All of `tensor`, or its `rows` along the first dimension, in memory of its own."""
-        shape, offset, nbytes = tensor.shape, tensor.offset, tensor.nbytes
-        if rows is not None:
-            row_bytes = nbytes // shape[0]
-            shape, offset, nbytes = (len(rows), *shape[1:]), offset + rows.start * row_bytes, len(rows) * row_bytes
-        buffer = np.empty(nbytes, np.uint8)
-        self._fill(tensor.file, buffer.data, offset)
-        digest = hashlib.sha256(buffer.data).hexdigest()
-        with self._lock:
-            self.digests[f"{tensor.name}:{rows.start if rows else 0}"] = digest
-        return torch.from_numpy(buffer).view(tensor.dtype).reshape(shape)
+        return self.read_together([tensor], rows)
 
-    def _fill(self, file: Path, buffer: memoryview, offset: int) -> None:
-        descriptor = self._descriptor(file)
+    def read_together(self, tensors: Sequence[StoredTensor], rows: range | None = None) -> torch.Tensor:
+        """`read` of each of `tensors`, one after the other along the first dimension; they differ in its size only."""
+        extents = [_Extent.of(tensor, rows) for tensor in tensors]
+        buffer = self.buffers.take(sum(extent.nbytes for extent in extents))
         done = 0
-        while done < len(buffer):
-            count = os.preadv(descriptor, [buffer[done:]], offset + done)
-            if count == 0:
-                raise CheckpointError(f"{file} became shorter while it was read: copy the checkpoint again.")
-            done += count
+        for extent in extents:
+            self._fill(extent, buffer[done : done + extent.nbytes])
+            done += extent.nbytes
+        first = tensors[0]
+        shape = (sum(extent.rows for extent in extents), *first.shape[1:]) if first.shape else ()
+        return torch.from_numpy(buffer).view(first.dtype).reshape(shape)
 
-    def _descriptor(self, file: Path) -> int:
-        with self._lock:
-            if file not in self._descriptors:
-                self._descriptors[file] = os.open(file, os.O_RDONLY)
-            return self._descriptors[file]
+    def _fill(self, extent: _Extent, buffer: NDArray[np.uint8]) -> None:
+        tensor = extent.tensor
+        digest = self._reader.read(tensor.file, extent.offset, buffer)
+        if digest is None:
+            raise CheckpointError(f"{tensor.file} became shorter while it was read: copy the checkpoint again.")
+        self.digests[f"{tensor.name}:{extent.first_row}"] = digest
 
     def close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        self._reader.close()
 
 
 @contextmanager

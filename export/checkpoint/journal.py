@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from onnx_moe.errors import CheckpointError
+from onnx_moe.export.checkpoint.disk import file_digest
 
 _NAME = "progress.json"
 
 
 @dataclass
 class WrittenShard:
-    """A finished file: its size, its sha256, and digests of the pieces of the source that it was made of."""
+    """A finished file: its size, its BLAKE3, and digests of the pieces of the source that it was made of."""
 
     nbytes: int
-    sha256: str
+    blake3: str
     source_digests: dict[str, str]
 
 
@@ -56,7 +56,7 @@ class Journal:
         path = self.folder / name
         if shard is None or not path.is_file() or path.stat().st_size != shard.nbytes:
             return False
-        return file_digest(path) == shard.sha256
+        return file_digest(path) == shard.blake3
 
 
 def open_journal(folder: Path, identity: str) -> Journal:
@@ -78,12 +78,3 @@ def open_journal(folder: Path, identity: str) -> Journal:
         f"{folder} is left from an export of another source, version or other options, and cannot be gone on with: "
         "remove it, or choose another output folder."
     )
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(8 << 20):
-            digest.update(block)
-    return digest.hexdigest()

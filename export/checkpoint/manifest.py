@@ -8,9 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from onnx_moe.export.checkpoint.disk import file_digest
 from onnx_moe.export.checkpoint.files import CheckpointFiles
 from onnx_moe.export.checkpoint.graph import PendingModel
-from onnx_moe.export.checkpoint.journal import Journal, file_digest
+from onnx_moe.export.checkpoint.journal import Journal
 from onnx_moe.export.checkpoint.options import CheckpointOptions
 
 MANIFEST_NAME = "manifest.json"
@@ -37,13 +38,13 @@ def write_manifest(
     for path in sorted(folder.iterdir()):
         if path.is_file() and path not in (journal.path, folder / MANIFEST_NAME):
             known = journal.shards.get(path.name)
-            digest = known.sha256 if known is not None else file_digest(path)
-            written.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest})
+            digest = known.blake3 if known is not None else file_digest(path)
+            written.append({"name": path.name, "bytes": path.stat().st_size, "blake3": digest})
     content: dict[str, Any] = {
         "source": {
             "name": files.folder.resolve().name,
             "bytes": files.nbytes,
-            "sha256": files.content_digest(),
+            "blake3": files.content_digest(),
             "layouts": sorted(layouts),
         },
         "options": {**options.as_dict(), "format": format},

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from onnx_moe.errors import CheckpointError
-from onnx_moe.export.checkpoint.encodings import Fp4Weight, Weight
-from onnx_moe.export.checkpoint.files import CheckpointFiles
+from onnx_moe.export.checkpoint.encodings import Fp4Weight, PlainWeight, Weight
+from onnx_moe.export.checkpoint.files import CheckpointFiles, StoredTensor
 
 #: Conversions that stack experts and put their rows one after the other: they do the same to rows of codes.
 _ROW_CONVERSIONS = ("MergeModulelist", "Concatenate")
@@ -58,6 +58,8 @@ class ParameterSource:
 
     def read_expert(self, expert: int) -> torch.Tensor:
         """[1, ...]: the slice of one expert."""
+        if (parts := self._stored_rows(expert)) is not None:
+            return self.files.read_together(parts)[None]
         return self._expert(expert, lambda weight, rows: weight.read(self.files, rows))
 
     def read_expert_codes(self, expert: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
@@ -77,6 +79,15 @@ class ParameterSource:
             if any(name not in _ROW_CONVERSIONS for name in conversions):
                 return None
         return formats.pop()
+
+    def _stored_rows(self, expert: int) -> list[StoredTensor] | None:
+        """The tensors whose rows, one after the other, are the matrix of an expert; None where it is made otherwise."""
+        if self.converter is None or self._stacked or not _joins_rows(self.converter):
+            return None
+        weights = self._of_expert(expert)
+        kinds = {(weight.parts[0].element_type, weight.shape[1:]) for weight in weights}
+        plain = all(isinstance(weight, PlainWeight) and len(weight.shape) == 2 for weight in weights)
+        return [weight.parts[0] for weight in weights] if plain and len(kinds) == 1 else None
 
     @property
     def global_scales(self) -> int:
@@ -144,6 +155,12 @@ class ParameterSource:
         first = self.weights[0]
         more = f" and {len(self.weights) - 1} more" if len(self.weights) > 1 else ""
         return f"{first.name} {list(first.shape)}{more}"
+
+
+def _joins_rows(converter: Any) -> bool:
+    """Whether a conversion stacks experts, the rows of whose tensors it puts one after the other, and does no more."""
+    stack, *others = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in converter.operations]
+    return stack == ("MergeModulelist", 0) and others in ([], [("Concatenate", 1)])
 
 
 def _fp4(weight: Weight) -> Fp4Weight:

@@ -16,8 +16,9 @@ from onnx_moe.export.checkpoint.sources import ParameterSource
 from onnx_moe.export.experts import Quantization, gate_first, lay_out, quantize_parts
 from onnx_moe.formats import get_format
 
-#: Source bytes of a job of a dense tensor.
-_CHUNK = 32 << 20
+#: Source bytes of a job of a dense tensor. Where the matrix is turned, a job takes a write for each row of the output.
+_CHUNK = 8 << 20
+_TURNED_CHUNK = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class Unit(Protocol):
     def jobs(self) -> Iterator[Job]: ...
 
 
-def row_parts(source: ParameterSource) -> Iterator[range]:
+def row_parts(source: ParameterSource, turned: bool = False) -> Iterator[range]:
     """The rows of a matrix in parts of about the bytes of a job."""
     rows = source.shape[0]
-    step = max(1, rows * _CHUNK // source.nbytes)
+    step = max(1, rows * (_TURNED_CHUNK if turned else _CHUNK) // source.nbytes)
     for first in range(0, rows, step):
         yield range(first, min(first + step, rows))
 
@@ -93,12 +94,13 @@ class DenseUnit:
     def jobs(self) -> Iterator[Job]:
         stored, written = self.source.nbytes, self.output.nbytes
         rows = self.source.shape[0] if self.source.shape else 1
-        if self.source.converter is not None or self.change is not None or stored <= _CHUNK:
-            yield Job(stored, stored + 3 * written, lambda write: self._write_all(write, range(rows)))
+        few = stored <= (_TURNED_CHUNK if self.transposed else _CHUNK)
+        if few or self.source.converter is not None or self.change is not None:
+            yield Job(stored, stored + 2 * written, lambda write: self._write_all(write, range(rows)))
             return
-        for part in row_parts(self.source):
+        for part in row_parts(self.source, self.transposed):
             share = stored * len(part) // rows
-            yield Job(share, share + 3 * written * len(part) // rows, self._rows_job(part))
+            yield Job(share, share + 2 * written * len(part) // rows, self._rows_job(part))
 
     def _write_all(self, write: Write, rows: range) -> None:
         values = self.source.read()
@@ -108,19 +110,24 @@ class DenseUnit:
         return lambda write: self._write(write, self.source.read_rows(rows), rows)
 
     def _write(self, write: Write, values: torch.Tensor, rows: range) -> None:
-        values = values.to(self.output.dtype)
+        values = values if values.dtype == self.output.dtype else self._copy(values)
         item = self.output.dtype.itemsize
         if not self.transposed:
             row_bytes = self.output.nbytes // max(1, self.source.shape[0] if self.source.shape else 1)
             write(self.output.name, rows.start * row_bytes, tensor_bytes(values))
             return
         columns, height = self.output.shape
-        turned = tensor_bytes(values.t()).reshape(columns, -1)
+        turned = tensor_bytes(self._copy(values.t())).reshape(columns, -1)
         if len(rows) == height:
             write(self.output.name, 0, turned)
             return
         for column in range(columns):
             write(self.output.name, (column * height + rows.start) * item, turned[column])
+
+    def _copy(self, values: torch.Tensor) -> torch.Tensor:
+        """The values in the output's element type, in their order."""
+        buffer = self.source.files.buffers.take(values.numel() * self.output.dtype.itemsize)
+        return torch.from_numpy(buffer).view(self.output.dtype).reshape(values.shape).copy_(values)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> np.ndarray[Any, Any]:

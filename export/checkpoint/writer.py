@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import torch
 
 from onnx_moe.export.checkpoint.files import CheckpointFiles
-from onnx_moe.export.checkpoint.journal import Journal, WrittenShard, file_digest
+from onnx_moe.export.checkpoint.journal import Journal, WrittenShard
 from onnx_moe.export.checkpoint.plan import Plan, Shard
+from onnx_moe.export.checkpoint.shard_file import ShardFile
 from onnx_moe.export.checkpoint.units import Job
+from onnx_moe.quantization import use_one_core
 
 #: Bytes that all running jobs may hold together. Larger jobs run alone.
 _MEMORY = 1 << 30
@@ -52,9 +53,13 @@ def write_shards(plan: Plan, folder: Path, files: CheckpointFiles, journal: Jour
     Raises what a job raises; shards that were finished before stay and are known to the journal.
     """
     kept = 0
-    workers = (os.cpu_count() or 1) + 1  # one of them waits for the disk
+    workers = (os.cpu_count() or 1) + 2  # one of them waits for the disk to read, one to write
     gate = _MemoryGate(_MEMORY)
-    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as finisher:
+    with (
+        _one_torch_thread(),
+        ThreadPoolExecutor(workers, initializer=use_one_core) as pool,
+        ThreadPoolExecutor(1) as finisher,
+    ):
         finishing: list[Future[None]] = []
         for shard in plan.shards:
             if shard.name in journal.shards and journal.verified(shard.name):
@@ -63,60 +68,49 @@ def write_shards(plan: Plan, folder: Path, files: CheckpointFiles, journal: Jour
                 kept += shard.nbytes
                 continue
             before = set(files.digests)
-            _write_shard(shard, folder / shard.name, pool, gate, advance)
+            file = _write_shard(shard, folder / shard.name, pool, gate, advance)
             digests = {name: value for name, value in files.digests.items() if name not in before}
-            finishing.append(finisher.submit(_finish, folder / shard.name, shard.name, digests, journal))
+            finishing.append(finisher.submit(_finish, file, digests, journal))
         for future in finishing:
             future.result()
     return kept
 
 
-def _finish(path: Path, name: str, source_digests: dict[str, str], journal: Journal) -> None:
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Lets no operation of Torch start threads: there is a job for each core already."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _finish(file: ShardFile, source_digests: dict[str, str], journal: Journal) -> None:
     """Puts a shard onto the disk and enters it, while the next one is written."""
-    sync(path)
-    journal.add(name, WrittenShard(path.stat().st_size, file_digest(path), source_digests))
-
-
-def sync(path: Path) -> None:
-    """Returns when what was written to a file, or the entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        journal.add(file.path.name, WrittenShard(file.nbytes, file.finish(), source_digests))
     finally:
-        os.close(descriptor)
+        file.close()
 
 
-def _write_shard(shard: Shard, path: Path, pool: ThreadPoolExecutor, gate: _MemoryGate, advance: Advance) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+def _write_shard(shard: Shard, path: Path, pool: ThreadPoolExecutor, gate: _MemoryGate, advance: Advance) -> ShardFile:
+    file = ShardFile(path, shard)
+
+    def run(job: Job) -> None:
+        with gate.hold(job.memory_bytes):
+            job.run(file.write)
+        advance(job.source_bytes)
+
+    jobs = [pool.submit(run, job) for unit in shard.units for job in unit.jobs()]
     try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, shard.nbytes)  # a full disk is known now
-        else:
-            os.ftruncate(descriptor, shard.nbytes)
-
-        def write(name: str, offset: int, data: np.ndarray[Any, Any]) -> None:
-            _write_fully(descriptor, data.reshape(-1).view(np.uint8).data, shard.places[name].offset + offset)
-
-        def run(job: Job) -> None:
-            with gate.hold(job.memory_bytes):
-                job.run(write)
-            advance(job.source_bytes)
-
-        jobs = [pool.submit(run, job) for unit in shard.units for job in unit.jobs()]
-        try:
-            for job in jobs:
-                job.result()
-        finally:
-            for job in jobs:
-                job.cancel()
-            for job in jobs:
-                if not job.cancelled():
-                    job.exception()  # the file must not be closed under those that still run
-    finally:
-        os.close(descriptor)
-
-
-def _write_fully(descriptor: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset + done)
+        for job in jobs:
+            job.result()
+    except BaseException:
+        for job in jobs:
+            job.cancel()
+        wait(jobs)  # the file must not be closed under those that still run
+        file.close()
+        raise
+    return file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from blake3 import blake3
 from transformers import AutoModelForCausalLM
 
 import onnx_moe
@@ -128,7 +128,7 @@ def test_the_manifest_is_true(exported: CheckpointReport) -> None:
     for name, entry in files.items():
         content = (exported.folder / name).read_bytes()
         assert entry["bytes"] == len(content)
-        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        assert entry["blake3"] == blake3(content).hexdigest()
     assert manifest["options"]["format"] == "nvfp4"
     assert manifest["versions"]["torch"] == torch.__version__
     assert manifest["source"]["bytes"] == exported.source_bytes

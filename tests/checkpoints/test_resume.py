@@ -19,7 +19,7 @@ import torch
 from onnx_moe.errors import CheckpointError
 from onnx_moe.export.checkpoint import CheckpointOptions, export_checkpoint, writer
 from onnx_moe.export.checkpoint import api as checkpoint_api
-from onnx_moe.export.checkpoint.files import CheckpointFiles, StoredTensor
+from onnx_moe.export.checkpoint.files import CheckpointFiles
 
 from .folders import load_tensors, save_tensors, write_checkpoint
 from .weights_only import graph_of_weights
@@ -61,10 +61,10 @@ def _stop_before(number: int, error: BaseException, monkeypatch: pytest.MonkeyPa
     """Raises `error` instead of writing shard `number`."""
     write = writer._write_shard
 
-    def write_shard(shard: Any, *arguments: Any) -> None:
+    def write_shard(shard: Any, *arguments: Any) -> Any:
         if f"-{number:05}-of-" in shard.name:
             raise error
-        write(shard, *arguments)
+        return write(shard, *arguments)
 
     monkeypatch.setattr(writer, "_write_shard", write_shard)
 
@@ -74,9 +74,9 @@ def _written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     write = writer._write_shard
 
-    def write_shard(shard: Any, *arguments: Any) -> None:
+    def write_shard(shard: Any, *arguments: Any) -> Any:
         names.append(shard.name)
-        write(shard, *arguments)
+        return write(shard, *arguments)
 
     monkeypatch.setattr(writer, "_write_shard", write_shard)
     return names
@@ -219,14 +219,13 @@ def test_a_weight_that_is_no_number(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_the_source_is_read_once(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: dict[str, int] = {}
-    read = CheckpointFiles.read
+    fill = CheckpointFiles._fill
 
-    def counting(self: CheckpointFiles, tensor: StoredTensor, rows: range | None = None) -> torch.Tensor:
-        values = read(self, tensor, rows)
-        reads[tensor.name] = reads.get(tensor.name, 0) + values.nbytes
-        return values
+    def counting(self: CheckpointFiles, extent: Any, buffer: Any) -> None:
+        fill(self, extent, buffer)
+        reads[extent.tensor.name] = reads.get(extent.tensor.name, 0) + len(buffer)
 
-    monkeypatch.setattr(CheckpointFiles, "read", counting)
+    monkeypatch.setattr(CheckpointFiles, "_fill", counting)
     export_checkpoint(checkpoint, tmp_path / "out", _OPTIONS)
     stored = {name: tensor.nbytes for name, tensor in load_tensors(checkpoint).items()}
     assert reads == stored
