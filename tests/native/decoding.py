@@ -52,6 +52,8 @@ def products(format: str, row_blocks: int, rows_of_x: int) -> Iterator[Product]:
         yield from _finite_scales(format, row_blocks, rows_of_x, slice(67, 188))
         yield from _finite_scales(format, row_blocks, rows_of_x, slice(188, 253), _LARGEST_WEIGHT, 2.0**-20)
         yield from _finite_scales(format, row_blocks, rows_of_x, slice(67), _SMALLEST_WEIGHT, 2.0**20)
+        # With scales of activations that a kernel may leave to other code.
+        yield from _finite_scales(format, row_blocks, rows_of_x, slice(88, 188), x_value=2.0**-85)
     yield _other_scales(format, row_blocks, rows_of_x)
     if row_blocks > 1:
         yield from _codes(format, rows_of_x)

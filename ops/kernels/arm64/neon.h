@@ -88,6 +88,8 @@ struct Neon {
 #endif
   }
 
+  static Ints dot_dword(Ints acc, Ints weights, const uint8_t* x) { return dot(acc, weights, broadcast_dword(x)); }
+
 #ifdef __ARM_FEATURE_MATMUL_INT8
   // Even and odd columns of four weight rows, to all eight columns of the first two and of the last two.
   static void zip_codes(Ints (&pair)[2]) {

@@ -6,9 +6,11 @@
 // A row is a sequence of chunks of 128 columns. A chunk's digits lie as the codes do, 64 bytes of even columns (low
 // nibbles), then 64 of odd ones, for each limb; after them come, for each lane of eight columns, the start of its sum
 // and its scale. Kernels that multiply unsigned weights (code + kWeightBias) start at −kWeightBias · Σ v. The starts
-// of whole groups follow the last chunk.
+// of whole groups follow the last chunk, and after them whether the row's scales fit (below). For interleaved weights,
+// whose lanes are weight rows, the start of a group also lies beside its scale, in place of the second lane's.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -21,6 +23,10 @@ namespace {
 constexpr int64_t kChunk = 128;
 constexpr int64_t kQuantBlock = 32;
 constexpr int kLanesPerChunk = 16;  // a lane is a dword of codes: eight columns
+
+// Scales between 2^-60 and 2^60 fit: the product of two has the sum of their exponents.
+constexpr int kExponentBias = 127;
+constexpr int kMostExponent = 60;
 
 constexpr int limbs_of(Precision precision) {
   return precision == Precision::kFloat ? 3 : precision == Precision::kHalf ? 2 : 1;
@@ -40,6 +46,7 @@ struct PackedChunk {
   static constexpr int64_t kDigits = 0;  // limb 0 is the lowest
   static constexpr int64_t kStarts = Limbs * kChunk;
   static constexpr int64_t kScales = kStarts + kLanesPerChunk * 4;
+  static constexpr int64_t kGroupStarts = kScales + 4;  // for interleaved weights
   static constexpr int64_t kBytes = kScales + kLanesPerChunk * 4;
 };
 
@@ -50,10 +57,16 @@ int64_t group_starts_offset(const Operands& operands) {
   return chunk_count(operands) * PackedChunk<Limbs>::kBytes;
 }
 
+// Of an int32: 1 where all scales of the row fit, 0 otherwise.
+template <int Limbs>
+int64_t fitting_offset(const Operands& operands) {
+  const int64_t groups = chunk_count(operands) * kChunk / group_size(operands);
+  return group_starts_offset<Limbs>(operands) + groups * 4;
+}
+
 template <int Limbs>
 int64_t packed_row_bytes(const Operands& operands) {
-  const int64_t groups = chunk_count(operands) * kChunk / group_size(operands);
-  return group_starts_offset<Limbs>(operands) + (groups * 4 + 63) / 64 * 64;
+  return (fitting_offset<Limbs>(operands) + 4 + 63) / 64 * 64;
 }
 
 inline int64_t packed_bytes(const Operands& operands) {
@@ -69,7 +82,7 @@ inline int64_t packed_bytes(const Operands& operands) {
 
 // The scale of 32 values and its reciprocal. With three limbs it is a power of two, so that values of few digits stay
 // exact. Not finite: NaN, and the whole row becomes NaN. The scale is no float subnormal: what is far below 2^-100 is
-// lost.
+// lost. Zeros may have any scale that fits.
 struct QuantScale {
   float scale;
   float inverse;
@@ -82,7 +95,7 @@ ONNX_MOE_INLINE inline QuantScale quant_scale(const float* values) {
     const uint32_t bits = bits_from_float(values[i]) & 0x7FFFFFFFu;
     magnitude = bits > magnitude ? bits : magnitude;
   }
-  if (magnitude == 0) return {0.0f, 0.0f};
+  if (magnitude == 0) return {1.0f, 0.0f};
   if (magnitude >= 0x7F800000u) return {NAN, 0.0f};
   const float most = float_from_bits(magnitude);
   constexpr int32_t kLargest = largest_quantised(Limbs);
@@ -98,9 +111,10 @@ ONNX_MOE_INLINE inline QuantScale quant_scale(const float* values) {
   return scale < kSmallest ? QuantScale{kSmallest, 0x1p126f} : QuantScale{scale, static_cast<float>(kLargest) / most};
 }
 
-// Quantises a chunk into `values` and `scales`, one for each lane of eight columns.
+// Quantises a chunk into `values` and `scales`, one for each lane of eight columns. Returns whether the scales fit.
 template <int Limbs>
-ONNX_MOE_INLINE inline void quantise_chunk(const float* row, int32_t* values, float* scales) {
+ONNX_MOE_INLINE inline bool quantise_chunk(const float* row, int32_t* values, float* scales) {
+  bool fit = true;
   for (int64_t block = 0; block < kChunk / kQuantBlock; ++block, row += kQuantBlock, values += kQuantBlock) {
     const QuantScale quant = quant_scale<Limbs>(row);
     // An infinity or NaN times 0 is no integer; its block's scale makes the row NaN.
@@ -109,8 +123,11 @@ ONNX_MOE_INLINE inline void quantise_chunk(const float* row, int32_t* values, fl
       const float scaled = finite ? row[i] * quant.inverse : 0.0f;
       values[i] = static_cast<int32_t>(std::rint(scaled));
     }
-    for (int lane = 0; lane < 4; ++lane) *scales++ = 0.5f * quant.scale;  // the codes are doubled
+    const float scale = 0.5f * quant.scale;  // the codes are doubled
+    fit = fit && scale >= 0x1p-60f && scale <= 0x1p60f;
+    for (int lane = 0; lane < 4; ++lane) *scales++ = scale;
   }
+  return fit;
 }
 
 // v = low byte (signed) + 256 · the rest, limb by limb; even and odd columns apart.
@@ -169,6 +186,8 @@ void pack_row(const Operands& operands, const float* row, uint8_t* packed) {
   using Chunk = PackedChunk<Limbs>;
   const auto lanes_per_group = static_cast<int>(group_size(operands) / 8);
   auto* groups = reinterpret_cast<int32_t*>(packed + group_starts_offset<Limbs>(operands));
+  auto* fitting = reinterpret_cast<int32_t*>(packed + fitting_offset<Limbs>(operands));
+  bool fit = true;
   for (int64_t first = 0; first < operands.depth; first += kChunk, packed += Chunk::kBytes) {
     alignas(64) float last[kChunk];
     const float* values = row + first;
@@ -179,11 +198,28 @@ void pack_row(const Operands& operands, const float* row, uint8_t* packed) {
       values = last;
     }
     alignas(64) int32_t quantised[kChunk];
-    quantise_chunk<Limbs>(values, quantised, reinterpret_cast<float*>(packed + Chunk::kScales));
+    fit &= quantise_chunk<Limbs>(values, quantised, reinterpret_cast<float*>(packed + Chunk::kScales));
     split_limbs<Limbs>(quantised, packed);
     store_starts<Isa, Limbs>(packed, groups, lanes_per_group);
+    if (operands.layout == WeightLayout::kInterleaved) {
+      for (int lane = 0; lane < kLanesPerChunk; lane += lanes_per_group) {
+        std::memcpy(packed + Chunk::kGroupStarts + 4 * lane, groups + lane / lanes_per_group, sizeof *groups);
+      }
+    }
     groups += kLanesPerChunk / lanes_per_group;
   }
+  *fitting = fit ? 1 : 0;
+}
+
+// Whether the scales of all rows fit.
+template <int Limbs>
+bool all_fit(const Operands& operands, const Rows& rows) {
+  const int64_t offset = fitting_offset<Limbs>(operands);
+  return std::all_of(rows.packed, rows.packed + rows.count, [&](const uint8_t* packed) {
+    int32_t fit;
+    std::memcpy(&fit, packed + offset, sizeof fit);
+    return fit != 0;
+  });
 }
 
 template <typename Isa>

@@ -62,8 +62,10 @@ struct VectorKernel {
 
   template <typename Few, typename Many>
   static void products_of(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
-    if (rows.count <= Few::kMostRows) return Few::multiply(operands, tile, rows, products);
-    Many::multiply(operands, tile, rows, products);
+    if constexpr (Few::kMostRows < kMaxRows) {
+      if (rows.count > Few::kMostRows) return Many::multiply(operands, tile, rows, products);
+    }
+    Few::multiply(operands, tile, rows, products);
   }
 };
 

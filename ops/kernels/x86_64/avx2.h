@@ -85,6 +85,8 @@ struct Avx2 {
 #endif
   }
 
+  static Ints dot_dword(Ints acc, Ints weights, const uint8_t* x) { return dot(acc, weights, broadcast_dword(x)); }
+
   template <int Nibble>
   static Vector decode(Ints codes) {
     // vpermps decodes the magnitude; the sign bit is shifted into place.

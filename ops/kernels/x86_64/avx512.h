@@ -86,6 +86,18 @@ struct Avx512 {
 #endif
   }
 
+  // The same with one dword of activations for all lanes, in one instruction. GCC makes two, with which the loop over
+  // interleaved weights reached 84 % of the dot products' rate on an EPYC of 2022 instead of 87.
+  static Ints dot_dword(Ints acc, Ints weights, const uint8_t* x) {
+#ifdef __AVX512VNNI__
+    typedef int32_t Dword __attribute__((may_alias, aligned(1)));
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(weights), "m"(*reinterpret_cast<const Dword*>(x)));
+    return acc;
+#else
+    return dot(acc, weights, broadcast_dword(x));
+#endif
+  }
+
   template <int Nibble>
   static Vector decode(Ints codes) {
     const __m512 values = _mm512_loadu_ps(kE2M1);  // vpermps reads just the low four bits of each lane

@@ -131,26 +131,6 @@ class Weights<Format::kFp4> {
   __m512 scales_;
 };
 
-// Whether bfloat16 arithmetic is as good as float's for every scale in `bytes`: none is infinite or NaN, and none is so
-// large or small that a weight overflows, or that a product with a limb of a common activation is a subnormal number.
-inline bool scales_fit(Format format, const uint8_t* scales, int64_t bytes) {
-  constexpr uint8_t kLeast = 127 - 60;
-  constexpr uint8_t kRange = 120;
-  uint8_t misfits = 0;  // bytes, not bools: this loop becomes vectors
-  switch (format) {
-    case Format::kMxfp4:
-      for (int64_t i = 0; i < bytes; ++i) misfits |= static_cast<uint8_t>(scales[i] - kLeast) > kRange ? 1 : 0;
-      break;
-    case Format::kNvfp4:
-      for (int64_t i = 0; i < bytes; ++i) misfits |= (scales[i] & 0x7F) == 0x7F ? 1 : 0;
-      break;
-    case Format::kFp4:
-      for (int64_t i = 1; i < bytes; i += 2) misfits |= (scales[i] & 0x7C) == 0x7C ? 1 : 0;
-      break;
-  }
-  return misfits == 0;
-}
-
 // Successive weight rows of an expert; interleaved ones in whole groups.
 struct WeightRun {
   const Operands* operands;
