@@ -80,8 +80,7 @@ class InterleavedStream {
   // Columns that are summed by themselves: one sum over all of them would gather rounding errors.
   static constexpr int64_t kSumColumns = 512;
 
-  // A group, from the lane at hand on. Only its first block of rows fetches what is ahead: when each did, 32 rows were
-  // 4 % slower from memory.
+  // A group, from the lane at hand on. Only its first block of rows fetches what is ahead.
   struct Weights {
     GroupOrder::Group group;
     GroupOrder::Group ahead;

@@ -85,6 +85,7 @@ class FactorScales {
   ONNX_MOE_INLINE explicit FactorScales(const uint8_t* source) : factors_(load_scales<Isa>(kFormat, source)) {}
 
   ONNX_MOE_INLINE inline Vector add(Vector products, const uint8_t* x_scale, Vector sum) const {
+    // The product of both scales may be beyond float's range where this is not.
     const Vector scaled = Isa::multiply(products, Isa::broadcast(reinterpret_cast<const float*>(x_scale)));
     return Isa::multiply_add(scaled, factors_, sum);
   }
