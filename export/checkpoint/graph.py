@@ -25,6 +25,7 @@ from onnx_moe.export.experts import Quantization, fp4_experts
 from onnx_moe.export.exported_layers import ExportedLayer, check_routers, describe_layer
 from onnx_moe.export.finish import tidy
 from onnx_moe.export.target import Target, evaluating, make_target, trace
+from onnx_moe.export.tracing import uncounted_experts
 from onnx_moe.next_gates import add_next_gates
 
 #: What a Decoder calls the model that it wraps.
@@ -58,7 +59,7 @@ def trace_model(
     """The graph of `model`, which has parameters on the meta device, as a decoder; the units of all its weights."""
     _load_buffers(model, sources)
     mode = make_fake(model)
-    with mode, without_experts(model):
+    with without_experts(model), uncounted_experts(model), mode:
         target = _decoder_target(model)
     with evaluating(model):
 
@@ -66,7 +67,7 @@ def trace_model(
             with mode:
                 target.module(*target.example)
 
-        layers = find_layers(target.module, run, options.fold_shared_experts)
+        layers = find_layers(target.module, run, options.fold_shared_experts, target.must_reach_every_layer)
         if options.router_logits:
             check_routers(layers)
         experts = ExpertWeights(target.module, sources, _WRAPPER, mode)

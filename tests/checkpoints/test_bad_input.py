@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from onnx_moe.errors import CheckpointError, ExportError, OnnxMoeError
+from onnx_moe.errors import ExportError, OnnxMoeError
 from onnx_moe.export.checkpoint import CheckpointOptions, export_checkpoint
-from tools.model_table.architectures import make_model
 
 from .folders import load_tensors, rewrite_config, save_tensors, write_checkpoint
 
@@ -131,21 +130,6 @@ def test_a_damaged_checkpoint(case: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=f"(?s){CASES[case].message}"):
         export_checkpoint(folder, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint"}
-
-
-@pytest.mark.parametrize(
-    ("model_type", "message"),
-    [
-        ("dbrx", r"ffn\.experts: its experts lie under one another in flat matrices"),
-        ("jetmoe", r"JetMoeForCausalLM does not run without its weights"),
-        ("llama4_text", r"Llama4ForCausalLM does not run without its weights"),
-    ],
-)
-def test_architectures_that_only_export_loaded(model_type: str, message: str, tmp_path: Path) -> None:
-    make_model(model_type).save_pretrained(tmp_path / "checkpoint")
-    with pytest.raises(CheckpointError, match=message + r".*load the model and export it with onnx_moe\.export"):
-        export_checkpoint(tmp_path / "checkpoint", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 @pytest.mark.parametrize(
