@@ -23,11 +23,16 @@ _CHUNK = 32 << 20
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor of the model that is written."""
+    """A tensor of the model that is written. aliases: names of further initializers of the same bytes."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
 
     @property
     def nbytes(self) -> int:

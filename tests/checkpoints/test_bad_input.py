@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from onnx_moe.errors import ExportError, OnnxMoeError
+from onnx_moe.errors import CheckpointError, ExportError, OnnxMoeError
 from onnx_moe.export.checkpoint import CheckpointOptions, export_checkpoint
+from tools.model_table.architectures import make_model
 
 from .folders import load_tensors, rewrite_config, save_tensors, write_checkpoint
 
@@ -130,6 +131,19 @@ def test_a_damaged_checkpoint(case: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=f"(?s){CASES[case].message}"):
         export_checkpoint(folder, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint"}
+
+
+def test_flat_experts_in_fp4(tmp_path: Path) -> None:
+    """Turned, for the matrices of all experts under one another: codes that no expert can have as they are."""
+    make_model("dbrx").save_pretrained(tmp_path / "checkpoint")
+    tensors = load_tensors(tmp_path / "checkpoint")
+    name = next(name for name in tensors if name.endswith("experts.mlp.w1"))
+    rows, columns = tensors.pop(name).shape
+    tensors[f"{name}_blocks"] = torch.zeros(columns, rows // 32, 16, dtype=torch.uint8)
+    tensors[f"{name}_scales"] = torch.full((columns, rows // 32), 127, dtype=torch.uint8)
+    save_tensors(tmp_path / "checkpoint", tensors)
+    with pytest.raises(CheckpointError, match=r"mlp\.w1 is in FP4 in a form that would have to be quantised again"):
+        export_checkpoint(tmp_path / "checkpoint", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
