@@ -14,7 +14,7 @@ import torch
 from onnx_moe.errors import ExportError
 from onnx_moe.export.calibration import calibrate_layers, calibration_runs, few_tokens_note
 from onnx_moe.export.calibration_layer import CalibratedLayer
-from onnx_moe.export.decoder import Decoder, find_decoder
+from onnx_moe.export.decoder import find_decoder
 from onnx_moe.export.dense import check_dense, quantize_dense
 from onnx_moe.export.discovery import MoELayer, find_layers
 from onnx_moe.export.experts import Quantization, decoded_experts, experts_buffers, fp4_experts
@@ -164,9 +164,9 @@ def with_fp4_weights(
 
 
 def _find_layers(target: Target, fold_shared_experts: bool) -> list[MoELayer]:
-    # A decoder takes tokens alone: what they do not reach is no part of it. Other modules' inputs may be chosen badly.
-    every = not isinstance(target.module, Decoder)
-    return find_layers(target.module, lambda: target.module(*target.example), fold_shared_experts, every)
+    return find_layers(
+        target.module, lambda: target.module(*target.example), fold_shared_experts, target.must_reach_every_layer
+    )
 
 
 def _calibrate(

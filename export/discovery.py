@@ -12,7 +12,7 @@ import torch
 
 from onnx_moe.errors import ExportError
 from onnx_moe.export.adapters import find_adapter
-from onnx_moe.export.layers import ExpertLayer, SharedExpert
+from onnx_moe.export.layers import ExpertLayer, SharedExpert, zero_experts
 from onnx_moe.export.patching import is_weightless, random_copy, replace_forward
 from onnx_moe.export.routers import NoMatch, RouterMatch, match_router
 
@@ -94,18 +94,15 @@ def _record_calls(
         return hook
 
     def stub(path: str) -> Callable[..., Any]:
-        outer = experts[path].forward
-
         def record(hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
             tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, torch.Tensor)]
             if path not in calls or calls[path].top_k == 0:
                 calls[path] = _describe_call(tensors, producers)
-            has_slots = bool(tensors) and hidden_states.ndim > tensors[0].ndim  # a row for each slot
-            return torch.zeros_like(hidden_states[..., 0, :] if has_slots else hidden_states)
+            return zero_experts(hidden_states, *arguments, **keywords)
 
         def forward(*arguments: Any, **keywords: Any) -> Any:
-            zeros = record(*arguments, **keywords)
-            return zeros if outer is None else outer(record, *arguments, **keywords)
+            record(*arguments, **keywords)  # what the module is given: its forward may make other ids of it
+            return experts[path].forward_with(record)(*arguments, **keywords)
 
         return forward
 

@@ -204,10 +204,7 @@ def _run_experts(layer: MoELayer, quantization: Quantization) -> Callable[..., t
             hidden = experts.gate(hidden)
         return product("down", hidden, ids, expert_weights.float())
 
-    if experts.forward is None:
-        return forward
-    outer = experts.forward
-    return lambda *arguments, **keywords: outer(forward, *arguments, **keywords)
+    return experts.forward_with(forward)
 
 
 def _run_router(layer: MoELayer, match: RouterMatch) -> Callable[..., tuple[torch.Tensor, ...]]:

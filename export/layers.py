@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -31,8 +32,21 @@ class Projection:
     @property
     def matrix(self) -> torch.Tensor:
         """The weights [E, N, K]: a view of the parameter where it is the only one."""
-        matrices = [self._as_matrix(parameter) for parameter in self.parameters]
-        return matrices[0] if len(matrices) == 1 else torch.cat(matrices, dim=1)
+        return self._join([parameter.detach() for parameter in self.parameters], self.num_experts)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the parameters are [E · N, K]."""
+        return self.parameter.ndim == 2
+
+    def rows_of_expert(self, parameter: torch.Tensor, index: int) -> range:
+        """Where along the first dimension of `parameter` expert `index` lies."""
+        height = int(parameter.shape[0]) // self.num_experts if self.is_flat else 1
+        return range(index * height, (index + 1) * height)
+
+    def matrix_of_expert(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The weights [1, N, K] of one expert, whose rows of each parameter are `rows`."""
+        return self._join(rows, 1)
 
     @property
     def num_experts(self) -> int:
@@ -40,18 +54,21 @@ class Projection:
 
     def values(self, matrix: torch.Tensor) -> dict[torch.Tensor, torch.Tensor]:
         """What each parameter must hold for the weights to be `matrix` [E, N, K]."""
-        sizes = [self._as_matrix(parameter).shape[1] for parameter in self.parameters]
+        sizes = [self._as_matrix(parameter.detach(), self.num_experts).shape[1] for parameter in self.parameters]
         values = {}
         for parameter, part in zip(self.parameters, matrix.split(sizes, dim=1), strict=True):
             part = part.transpose(1, 2) if self.transposed else part
-            rest = parameter.detach()[self.num_experts :] if parameter.ndim == 3 else parameter.detach()[:0]
+            rest = parameter.detach()[self.num_experts :] if not self.is_flat else parameter.detach()[:0]
             values[parameter] = torch.cat([part.reshape(-1, *parameter.shape[1:]), rest])
         return values
 
-    def _as_matrix(self, parameter: torch.Tensor) -> torch.Tensor:
-        tensor = parameter.detach()
+    def _join(self, tensors: Sequence[torch.Tensor], experts: int) -> torch.Tensor:
+        matrices = [self._as_matrix(tensor, experts) for tensor in tensors]
+        return matrices[0] if len(matrices) == 1 else torch.cat(matrices, dim=1)
+
+    def _as_matrix(self, tensor: torch.Tensor, experts: int) -> torch.Tensor:
         if self.experts is not None:
-            tensor = tensor.unflatten(0, (self.experts, -1)) if tensor.ndim == 2 else tensor[: self.experts]
+            tensor = tensor.unflatten(0, (experts, -1)) if tensor.ndim == 2 else tensor[:experts]
         return tensor.transpose(1, 2) if self.transposed else tensor
 
 
@@ -85,6 +102,17 @@ class ExpertLayer:
     @property
     def num_experts(self) -> int:
         return self.up.num_experts
+
+    def forward_with(self, run: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+        """The module's forward, its experts computed by `run`, a RunExperts."""
+        return run if self.forward is None else partial(self.forward, run)
+
+
+def zero_experts(hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+    """A RunExperts of experts that give zeros."""
+    tensors = [value for value in (*arguments, *keywords.values()) if isinstance(value, torch.Tensor)]
+    has_slots = bool(tensors) and hidden_states.ndim > tensors[0].ndim  # a row for each slot
+    return torch.zeros_like(hidden_states[..., 0, :] if has_slots else hidden_states)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 
 from onnx_moe.errors import ExportError
-from onnx_moe.export.decoder import find_decoder, make_decoder
+from onnx_moe.export.decoder import Decoder, find_decoder, make_decoder
 from onnx_moe.export.translation import translation_table
 
 #: Version of the standard operators that exported decoders use: the first one with Attention and RMSNormalization.
@@ -32,6 +32,13 @@ class Target:
     dynamic_shapes: Any
     input_names: Sequence[str] | None
     output_names: Sequence[str] | None
+
+    @property
+    def must_reach_every_layer(self) -> bool:
+        """Whether a MoE layer that the example does not reach is an error: inputs may be chosen badly. A decoder takes
+        tokens alone, and what they do not reach is no part of it.
+        """
+        return not isinstance(self.module, Decoder)
 
 
 def make_target(

@@ -35,6 +35,14 @@ def traceable(model: torch.nn.Module) -> Iterator[None]:
                 rotate = _rotate_along(_COMPLEX_ROTATIONS[module.__name__])
                 stack.enter_context(replace_attribute(module, "apply_rotary_emb", rotate))
                 stack.enter_context(replace_attribute(torch, "polar", _polar))
+        stack.enter_context(uncounted_experts(model))
+        yield
+
+
+@contextmanager
+def uncounted_experts(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block, experts of attention run without counting their tokens, which takes values."""
+    with ExitStack() as stack:
         for child in model.modules():
             if type(child).__name__ == "JetMoeMoA":
                 spread, combine = _attention_experts(child)

@@ -6,7 +6,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onnx_moe.errors import CheckpointError
-from onnx_moe.export.checkpoint.encodings import Fp4Weight
 from onnx_moe.export.checkpoint.sources import ParameterSource
 from onnx_moe.export.checkpoint.units import (
     DenseUnit,
@@ -30,13 +29,10 @@ def checkpoint_format(sources: dict[str, ParameterSource]) -> str | None:
     """
     formats: dict[str, str] = {}
     for name, source in sources.items():
-        if len(source.shape) == 3 and any(isinstance(weight, Fp4Weight) for weight in source.weights):
+        if len(source.shape) == 3 and source.fp4_weights:
             found = source.fp4_format
             if found is None:
-                raise CheckpointError(
-                    f"{name} is in FP4 in a form that would have to be quantised again (of several formats, or turned "
-                    "between rows and columns): use the checkpoint in bfloat16."
-                )
+                raise _quantised_again(name)
             formats.setdefault(found, name)
     if len(formats) > 1:
         raise CheckpointError(
@@ -44,6 +40,22 @@ def checkpoint_format(sources: dict[str, ParameterSource]) -> str | None:
             "use the checkpoint in bfloat16."
         )
     return next(iter(formats), None)
+
+
+def _quantised_again(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is in FP4 in a form that would have to be quantised again (of several formats, turned between rows "
+        "and columns, or of all experts in one flat matrix): use the checkpoint in bfloat16."
+    )
+
+
+def _taken_as_it_is(sources: list[ParameterSource], projection: Projection) -> ParameterSource:
+    """The only one of `sources`, whose FP4 codes are those of the projection [E, N, K]; else a CheckpointError."""
+    source = sources[0]
+    turned = any(weight.transposed != projection.transposed for weight in source.fp4_weights)
+    if len(sources) > 1 or projection.is_flat or turned:
+        raise _quantised_again(source.name)
+    return source
 
 
 class ExpertWeights:
@@ -74,27 +86,23 @@ class ExpertWeights:
     def _projection_units(
         self, layer: MoELayer, name: str, projection: Projection, quantization: Quantization, moved: bool
     ) -> dict[str, Unit]:
-        source = self._source(projection.parameter, layer)
-        if projection.parts or len(source.shape) != 3:  # DBRX
-            raise CheckpointError(
-                f"{layer.path}: its experts lie under one another in flat matrices, which this exporter does not read "
-                "one expert at a time: load the model and export it with onnx_moe.export."
-            )
+        sources = [self._source(parameter, layer) for parameter in projection.parameters]
         routed, rows, columns = projection.matrix.shape
         prefix = f"{layer.path}.{name}"
         quantization.check_columns(projection.matrix, prefix)
         pieces = 1
-        if source.fp4_format is not None:
+        if any(source.fp4_weights for source in sources):
+            source = _taken_as_it_is(sources, projection)
             pieces = source.global_scales if name == "up" else 1
             read = fp4_reader(source, moved, quantization, pieces)
         else:
-            read = quantized_reader(source, projection.transposed, moved, quantization, prefix)
-        count, stored = int(routed), source.nbytes // int(routed)
+            read = quantized_reader(sources, projection, moved, quantization, prefix)
+        count, stored = int(routed), sum(source.nbytes for source in sources) // int(routed)
         if layer.shared is not None:
             read = self._with_shared(read, count, layer, layer.shared, name, quantization)
             count += layer.shared.count
         outputs = expert_outputs(prefix, count, int(rows), int(columns), quantization, pieces)
-        unit = ExpertsUnit(outputs, source.position, count, stored, read)
+        unit = ExpertsUnit(outputs, sources[0].position, count, stored, read)
         units: dict[str, Unit] = dict.fromkeys(outputs, unit)
         if projection.bias is not None:
             bias = Output(f"{prefix}_bias", torch.float32, tuple(projection.bias.shape))

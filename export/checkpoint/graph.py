@@ -18,6 +18,7 @@ from onnx_moe.export.checkpoint.dense_units import quantize_dense_units
 from onnx_moe.export.checkpoint.expert_units import ExpertWeights
 from onnx_moe.export.checkpoint.skeleton import make_fake, without_experts
 from onnx_moe.export.checkpoint.sources import ParameterSource
+from onnx_moe.export.checkpoint.tied import share_tied_heads
 from onnx_moe.export.checkpoint.units import DenseUnit, Output, Unit
 from onnx_moe.export.checkpoint.views import fold_views
 from onnx_moe.export.discovery import find_layers
@@ -25,6 +26,7 @@ from onnx_moe.export.experts import Quantization, fp4_experts
 from onnx_moe.export.exported_layers import ExportedLayer, check_routers, describe_layer
 from onnx_moe.export.finish import tidy
 from onnx_moe.export.target import Target, evaluating, make_target, trace
+from onnx_moe.export.tracing import uncounted_experts
 from onnx_moe.next_gates import add_next_gates
 
 #: What a Decoder calls the model that it wraps.
@@ -58,7 +60,7 @@ def trace_model(
     """The graph of `model`, which has parameters on the meta device, as a decoder; the units of all its weights."""
     _load_buffers(model, sources)
     mode = make_fake(model)
-    with mode, without_experts(model):
+    with without_experts(model), uncounted_experts(model), mode:
         target = _decoder_target(model)
     with evaluating(model):
 
@@ -66,7 +68,7 @@ def trace_model(
             with mode:
                 target.module(*target.example)
 
-        layers = find_layers(target.module, run, options.fold_shared_experts)
+        layers = find_layers(target.module, run, options.fold_shared_experts, target.must_reach_every_layer)
         if options.router_logits:
             check_routers(layers)
         experts = ExpertWeights(target.module, sources, _WRAPPER, mode)
@@ -79,6 +81,7 @@ def trace_model(
     tidy(graph, options.router_logits)
     add_next_gates(graph)
     quantize_dense_units(graph, pending.units, options.dense, quantization.accuracy_level)
+    share_tied_heads(graph.graph, pending.units, _lazy)  # those that are floats still
     return pending
 
 
@@ -116,7 +119,7 @@ def _attach(pending: PendingModel, sources: dict[str, ParameterSource]) -> None:
 
 
 def _lazy(unit: Unit, name: str) -> ir.LazyTensor:
-    output = next(output for output in unit.outputs if output.name == name)
+    output = next(output for output in unit.outputs if name in output.names)
     return ir.LazyTensor(lambda: materialise(unit)[name], dtype=output.ir_type, shape=ir.Shape(output.shape), name=name)
 
 
@@ -133,7 +136,7 @@ def materialise(unit: Unit) -> dict[str, ir.TensorProtocol]:
     tensors: dict[str, ir.TensorProtocol] = {}
     for output in unit.outputs:
         values = torch.from_numpy(buffers[output.name]).view(output.dtype).reshape(output.shape)
-        tensors[output.name] = ir.tensor(values, name=output.name)
+        tensors |= {name: ir.tensor(values, name=name) for name in output.names}
     return tensors
 
 

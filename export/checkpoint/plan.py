@@ -34,7 +34,7 @@ class Shard:
         for output in unit.outputs:
             alignment = ALIGNMENT if output.nbytes >= ALIGNMENT else _SMALL_ALIGNMENT
             offset = -(-self.nbytes // alignment) * alignment
-            self.places[output.name] = Place(output, offset)
+            self.places |= dict.fromkeys(output.names, Place(output, offset))
             self.nbytes = offset + output.nbytes
         self.units.append(unit)
 

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onnx_moe.errors import CheckpointError
 from onnx_moe.export.adapters import find_adapter
+from onnx_moe.export.layers import zero_experts
 from onnx_moe.export.patching import replace_forward
 
 #: Methods of quantization_config whose tensors `encodings` reads.
@@ -111,11 +112,9 @@ def make_fake(model: Any) -> FakeTensorMode:
 def without_experts(model: torch.nn.Module) -> Iterator[None]:
     """The experts give zeros inside the block: what they compute takes weights, and nobody asks for it yet."""
 
-    def zeros(hidden_states: torch.Tensor, *_arguments: Any, **_keywords: Any) -> torch.Tensor:
-        return torch.zeros_like(hidden_states)
-
     with ExitStack() as stack:
         for module in model.modules():
-            if find_adapter(module) is not None:
-                stack.enter_context(replace_forward(module, zeros))
+            adapter = find_adapter(module)
+            if adapter is not None:
+                stack.enter_context(replace_forward(module, adapter(module).forward_with(zero_experts)))
         yield

@@ -37,6 +37,11 @@ class ParameterSource:
         return [weight for _, weight in self.pieces]
 
     @property
+    def fp4_weights(self) -> list[Fp4Weight]:
+        """Those that are in FP4."""
+        return [weight for weight in self.weights if isinstance(weight, Fp4Weight)]
+
+    @property
     def nbytes(self) -> int:
         """Stored bytes."""
         return sum(part.nbytes for weight in self.weights for part in weight.parts)
@@ -56,16 +61,17 @@ class ParameterSource:
         assert self.converter is None
         return self.weights[0].read(self.files, rows)
 
-    def read_expert(self, expert: int) -> torch.Tensor:
-        """[1, ...]: the slice of one expert."""
+    def read_expert(self, expert: int, rows: range) -> torch.Tensor:
+        """The slice of one expert, which are `rows` along the parameter's first dimension."""
         if (parts := self._stored_rows(expert)) is not None:
             return self.files.read_together(parts)[None]
-        return self._expert(expert, lambda weight, rows: weight.read(self.files, rows))
+        return self._expert(expert, rows, lambda weight, own: weight.read(self.files, own))
 
     def read_expert_codes(self, expert: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
         """FP4 as it is: codes [1, N, K/2], scales [1, N, K/block], the global scale of each piece of rows."""
-        codes = self._expert(expert, lambda weight, rows: _fp4(weight).read_codes(self.files, rows))
-        scales = self._expert(expert, lambda weight, rows: _fp4(weight).read_scales(self.files, rows))
+        row = range(expert, expert + 1)
+        codes = self._expert(expert, row, lambda weight, rows: _fp4(weight).read_codes(self.files, rows))
+        scales = self._expert(expert, row, lambda weight, rows: _fp4(weight).read_scales(self.files, rows))
         return codes, scales, [_fp4(weight).read_global_scale(self.files) for weight in self._of_expert(expert)]
 
     @property
@@ -109,9 +115,8 @@ class ParameterSource:
     def _by_pattern(self, pattern: str) -> list[Weight]:
         return [weight for own, weight in self.pieces if own == pattern]
 
-    def _expert(self, expert: int, read: Callable[[Weight, range | None], torch.Tensor]) -> torch.Tensor:
+    def _expert(self, expert: int, rows: range, read: Callable[[Weight, range | None], torch.Tensor]) -> torch.Tensor:
         if self._stacked:
-            rows = range(expert, expert + 1)
             return self._convert(self.pieces, lambda weight: read(weight, rows))
         pieces = [(pattern, self._by_pattern(pattern)[expert]) for pattern in self.converter.source_patterns]
         return self._convert(pieces, lambda weight: read(weight, None))

@@ -14,6 +14,7 @@ from onnx_ir.tensor_adapters import from_torch_dtype
 from onnx_moe.errors import CheckpointError
 from onnx_moe.export.checkpoint.sources import ParameterSource
 from onnx_moe.export.experts import Quantization, gate_first, lay_out, quantize_parts
+from onnx_moe.export.layers import Projection
 from onnx_moe.formats import get_format
 
 #: Source bytes of a job of a dense tensor. Where the matrix is turned, a job takes a write for each row of the output.
@@ -23,11 +24,16 @@ _TURNED_CHUNK = 32 << 20
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor of the model that is written."""
+    """A tensor of the model that is written. aliases: names of further initializers of the same bytes."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
 
     @property
     def nbytes(self) -> int:
@@ -176,15 +182,17 @@ class ExpertsUnit:
 
 
 def quantized_reader(
-    source: ParameterSource, transposed: bool, moves_gate: bool, quantization: Quantization, what: str
+    sources: Sequence[ParameterSource], projection: Projection, moves_gate: bool, quantization: Quantization, what: str
 ) -> ReadExperts:
-    """Experts in floating point: read, brought to [1, N, K], quantised."""
+    """Experts in floating point: read from the sources of the projection's parameters, brought to [1, N, K],
+    quantised.
+    """
 
     def read(index: int) -> dict[str, torch.Tensor]:
-        matrix = source.read_expert(index)
-        if matrix.dtype == torch.float64 or matrix.dtype.itemsize == 1:
-            matrix = matrix.float()
-        matrix = matrix.transpose(1, 2) if transposed else matrix
+        parameters = zip(sources, projection.parameters, strict=True)
+        parts = [source.read_expert(index, projection.rows_of_expert(own, index)) for source, own in parameters]
+        parts = [part.float() if part.dtype == torch.float64 or part.dtype.itemsize == 1 else part for part in parts]
+        matrix = projection.matrix_of_expert(parts)
         matrix = gate_first(matrix) if moves_gate else matrix
         return quantize_parts(quantization, [matrix], f"{what}, expert {index}")
 

@@ -29,7 +29,11 @@ def random_model(model_type: str = "qwen3_moe", dtype: torch.dtype = torch.bfloa
     """A model of one layer whose experts are large enough to lie outside the model file."""
     config = AutoConfig.for_model(model_type, **{**_SIZES, **settings})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
+    return fill(AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval())
+
+
+def fill(model: Any) -> Any:
+    """`model` with random numbers in its parameters and buffers, but for its norms."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in model.state_dict().items():  # buffers, too: a router's correction bias
         if "norm" not in name and tensor.is_floating_point():

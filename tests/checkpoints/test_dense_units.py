@@ -30,3 +30,9 @@ def test_rows_in_parts(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = quantize_matrix(np.ascontiguousarray(matrix.float().numpy().T), bits)
     np.testing.assert_array_equal(tensors["codes"].numpy(), expected[0])
     np.testing.assert_array_equal(tensors["scales"].numpy().reshape(45, 2), expected[1].reshape(45, 2))
+
+
+def test_a_number() -> None:
+    source: Any = SimpleNamespace(shape=(), nbytes=4, converter=None, read=lambda: torch.tensor(1.5))
+    unit = units.DenseUnit(source, units.Output("number", torch.float32, ()))
+    assert materialise(unit)["number"].numpy() == 1.5

@@ -91,6 +91,29 @@ def test_half_precision(tmp_path: Path) -> None:
     assert 0 < relative_error(actual[valid].astype(np.float32), expected[valid]) < 2e-3
 
 
+def _is_large(node: ir.Node) -> bool:
+    value = node.inputs[0]
+    return value is not None and value.const_value is not None and value.const_value.nbytes >= ALIGNMENT
+
+
+def test_a_tied_head_is_written_once(tmp_path: Path) -> None:
+    """Embedding and head lie at one place in the file, and the logits are those of two copies."""
+    random_model(tie_word_embeddings=True, vocab_size=256).save_pretrained(tmp_path / "checkpoint")
+    path = export_checkpoint(tmp_path / "checkpoint", tmp_path / "out").folder / "model.onnx"
+    initializers = ir.load(path).graph.initializers
+    (head,) = (node.inputs[1] for node in ir.load(path).graph if node.op_type == "Gemm")
+    assert head is not None
+    (embedding,) = (node.inputs[0] for node in ir.load(path).graph if node.op_type == "Gather" and _is_large(node))
+    places = [initializers[value.name or ""].const_value for value in (embedding, head) if value is not None]
+    assert places[0].name != places[1].name  # type: ignore[union-attr]
+    assert len({(str(place.location), place.offset, place.length) for place in places}) == 1  # type: ignore[union-attr]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", dtype=torch.bfloat16)
+    onnx_moe.export(loaded, None, tmp_path / "memory.onnx")
+    np.testing.assert_array_equal(_logits(path), _logits(tmp_path / "memory.onnx"))
+    shapes = [value.shape for value in initializers.values()]
+    assert ir.Shape([128, 256]) not in shapes  # turned, for a product of its own
+
+
 def test_shards_are_aligned(exported: CheckpointReport) -> None:
     model = ir.load(exported.folder / "model.onnx")
     external = [

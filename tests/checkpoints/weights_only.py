@@ -11,6 +11,7 @@ from onnx_moe.export.checkpoint.graph import PendingModel
 from onnx_moe.export.checkpoint.sources import ParameterSource
 from onnx_moe.export.checkpoint.units import DenseUnit, ExpertsUnit, Output, Unit, expert_outputs, quantized_reader
 from onnx_moe.export.experts import Quantization
+from onnx_moe.export.layers import Projection
 
 
 def graph_of_weights(
@@ -21,7 +22,8 @@ def graph_of_weights(
     for name, source in sources.items():
         if len(source.shape) == 3:
             outputs = expert_outputs(name, *source.shape, quantization, 1)
-            read = quantized_reader(source, False, False, quantization, name)
+            projection = Projection(torch.empty(source.shape, device="meta"))
+            read = quantized_reader([source], projection, False, quantization, name)
             unit = ExpertsUnit(outputs, source.position, source.shape[0], source.nbytes // source.shape[0], read)
             units |= dict.fromkeys((output.name for output in outputs.values()), unit)
         else:
