@@ -92,11 +92,31 @@ def in_float32(module: torch.nn.Module, example_inputs: Any) -> Iterator[Any]:
 
     ONNX Runtime's CPU has no bfloat16 MatMul, so what stays outside the experts becomes float32.
     """
-    tensors = [*module.parameters(), *module.buffers()]
-    values = {tensor: tensor.data.float() for tensor in tensors if tensor.dtype == torch.bfloat16}
-    with replace_data(values):
-        yield torch.utils._pytree.tree_map_only(
-            torch.Tensor,
-            lambda tensor: tensor.float() if tensor.dtype == torch.bfloat16 else tensor,
-            example_inputs,
-        )
+    with _views_copied(module):
+        tensors = [*module.parameters(), *module.buffers()]
+        values = {tensor: tensor.data.float() for tensor in tensors if tensor.dtype == torch.bfloat16}
+        with replace_data(values):
+            yield torch.utils._pytree.tree_map_only(
+                torch.Tensor,
+                lambda tensor: tensor.float() if tensor.dtype == torch.bfloat16 else tensor,
+                example_inputs,
+            )
+
+
+@contextmanager
+def _views_copied(module: torch.nn.Module) -> Iterator[None]:
+    """Inside the block no buffer is a view of another tensor: torch.export would take that one's element type for it.
+
+    Such are the buffers of one element that transformers loads from a checkpoint.
+    """
+    copies: dict[int, torch.Tensor] = {}
+    before = [(child, dict(child._buffers)) for child in module.modules()]
+    try:
+        for child, buffers in before:
+            for name, tensor in buffers.items():
+                if tensor is not None and tensor._is_view():
+                    child._buffers[name] = copies.setdefault(id(tensor), tensor.clone())
+        yield
+    finally:
+        for child, buffers in before:
+            child._buffers.update(buffers)

@@ -154,3 +154,32 @@ def test_a_bfloat16_module_is_exported_with_its_values(tmp_path: Path) -> None:
     with with_fp4_weights(block, (x,)), torch.no_grad():
         expected = block(x).numpy()
     assert np.linalg.norm(y - expected) <= TOLERANCES[torch.float32] * np.linalg.norm(expected)
+
+
+class _Scaled(torch.nn.Module):
+    """With a buffer as transformers loads those of one element: a view of another tensor."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.register_buffer("scale", torch.full((1,), 3.0, dtype=torch.bfloat16)[:])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.block(x) * self.scale
+        return result
+
+
+def test_a_bfloat16_buffer_that_is_a_view(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    block = moe_block(make_model("mixtral", torch.bfloat16))
+    module = _Scaled(block)
+    scale = module.scale
+    x = torch.randn(1, 4, 64, dtype=torch.bfloat16)
+    results = []
+    for name, one in (("scaled", module), ("block", block)):
+        onnx_moe.export(one, (x,), tmp_path / f"{name}.onnx", dynamic_shapes=({1: "sequence"},))
+        session = onnx_moe.InferenceSession(tmp_path / f"{name}.onnx")
+        results.append(session.run(None, {session.get_inputs()[0].name: x.float().numpy()})[0])
+    assert module.scale is scale
+    assert scale.dtype == torch.bfloat16
+    np.testing.assert_allclose(results[0], 3 * results[1], rtol=1e-6)
