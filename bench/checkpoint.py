@@ -7,7 +7,6 @@ rate with what the disk reads, what it writes and what the quantiser does, all m
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.glm_checkpoint import GLM_FLASH, write_glm_flash
+from onnx_moe.export.checkpoint.buffers import BufferPool
 from onnx_moe.export.checkpoint.disk import drop_cached, open_uncached
 from onnx_moe.quantization import quantize
 
@@ -129,11 +129,11 @@ def _read_cached(file: Path, offsets: range) -> None:
 
 
 def _read_past_cache(file: Path, offsets: range) -> None:
-    buffer = mmap.mmap(-1, _BLOCK)
+    buffer = BufferPool().take(_BLOCK)
     descriptor = open_uncached(file)
     try:
         for offset in offsets:
-            os.preadv(descriptor, [buffer], offset)
+            os.preadv(descriptor, [buffer.data], offset)
     finally:
         os.close(descriptor)
 

@@ -95,7 +95,7 @@ class CheckpointFiles:
         #: What is read lies in these, as may what is made of it.
         self.buffers = BufferPool()
         self._reader = UncachedReader(self.buffers)
-        #: BLAKE3 of each piece that was read, by "<tensor>:<first row>".
+        #: XXH3 of each piece that was read, by "<tensor>:<first row>".
         self.digests: dict[str, str] = {}
 
     @property

@@ -15,10 +15,10 @@ _NAME = "progress.json"
 
 @dataclass
 class WrittenShard:
-    """A finished file: its size, its BLAKE3, and digests of the pieces of the source that it was made of."""
+    """A finished file: its size, its XXH3, and digests of the pieces of the source that it was made of."""
 
     nbytes: int
-    blake3: str
+    xxh3_128: str
     source_digests: dict[str, str]
 
 
@@ -56,7 +56,7 @@ class Journal:
         path = self.folder / name
         if shard is None or not path.is_file() or path.stat().st_size != shard.nbytes:
             return False
-        return file_digest(path) == shard.blake3
+        return file_digest(path) == shard.xxh3_128
 
 
 def open_journal(folder: Path, identity: str) -> Journal:

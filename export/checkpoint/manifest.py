@@ -38,13 +38,13 @@ def write_manifest(
     for path in sorted(folder.iterdir()):
         if path.is_file() and path not in (journal.path, folder / MANIFEST_NAME):
             known = journal.shards.get(path.name)
-            digest = known.blake3 if known is not None else file_digest(path)
-            written.append({"name": path.name, "bytes": path.stat().st_size, "blake3": digest})
+            digest = known.xxh3_128 if known is not None else file_digest(path)
+            written.append({"name": path.name, "bytes": path.stat().st_size, "xxh3_128": digest})
     content: dict[str, Any] = {
         "source": {
             "name": files.folder.resolve().name,
             "bytes": files.nbytes,
-            "blake3": files.content_digest(),
+            "xxh3_128": files.content_digest(),
             "layouts": sorted(layouts),
         },
         "options": {**options.as_dict(), "format": format},
