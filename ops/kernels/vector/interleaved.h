@@ -162,7 +162,7 @@ class InterleavedStream {
                                           Vector (&sum)[RowCount]) {
     constexpr int kLines = kFormat == Format::kNvfp4 ? 2 : 4;
     const int64_t offset = column * (kLineBytes / 8);
-    if (weights.fetches) fetch_columns<kLines>(weights, column);
+    if (weights.fetches) fetch_columns<kFormat, kLines>(weights, column);
     Ints even[kLines];
     Ints odd[kLines];
     unroll<kLines>([&](auto line) ONNX_MOE_INLINE {
@@ -204,14 +204,12 @@ class InterleavedStream {
     });
   }
 
-  // The scales come first, a line for each turn: they are all looked at before the first product (scales_fit).
-  template <int Lines>
+  template <Format kFormat, int Lines>
   ONNX_MOE_INLINE static void fetch_columns(const Weights& weights, int64_t column) {
     unroll<Lines>([&](auto line) ONNX_MOE_INLINE {
       __builtin_prefetch(weights.ahead.codes + column * (kLineBytes / 8) + line * kLineBytes, 0, kSecondCache);
     });
-    const int64_t scales = column / (8 * Lines) * kLineBytes;
-    if (scales < weights.scale_bytes) __builtin_prefetch(weights.ahead.scales + scales, 0, kSecondCache);
+    __builtin_prefetch(weights.ahead.scales + scales_offset<kFormat>(weights, column), 0, kSecondCache);
   }
 
   // Of the scales of the block that holds `column`, in those of a group.
