@@ -72,10 +72,14 @@ class Unit(Protocol):
     def jobs(self) -> Iterator[Job]: ...
 
 
+def _chunk_bytes(turned: bool) -> int:
+    return _TURNED_CHUNK if turned else _CHUNK
+
+
 def row_parts(source: ParameterSource, turned: bool = False) -> Iterator[range]:
     """The rows of a matrix in parts of about the bytes of a job."""
     rows = source.shape[0]
-    step = max(1, rows * (_TURNED_CHUNK if turned else _CHUNK) // source.nbytes)
+    step = max(1, rows * _chunk_bytes(turned) // source.nbytes)
     for first in range(0, rows, step):
         yield range(first, min(first + step, rows))
 
@@ -100,7 +104,7 @@ class DenseUnit:
     def jobs(self) -> Iterator[Job]:
         stored, written = self.source.nbytes, self.output.nbytes
         rows = self.source.shape[0] if self.source.shape else 1
-        few = stored <= (_TURNED_CHUNK if self.transposed else _CHUNK)
+        few = stored <= _chunk_bytes(self.transposed)
         if few or self.source.converter is not None or self.change is not None:
             yield Job(stored, stored + 2 * written, lambda write: self._write_all(write, range(rows)))
             return
