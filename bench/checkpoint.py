@@ -22,12 +22,13 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from bench.glm_checkpoint import GLM_FLASH, write_glm_flash
 from onnx_moe.export.checkpoint.buffers import BufferPool
-from onnx_moe.export.checkpoint.disk import drop_cached, open_uncached
+from onnx_moe.export.checkpoint.disk import UncachedWriter, open_uncached
 from onnx_moe.quantization import quantize
 
 _BLOCK = 16 << 20
@@ -130,7 +131,7 @@ def _read_cached(file: Path, offsets: range) -> None:
 
 def _read_past_cache(file: Path, offsets: range) -> None:
     buffer = BufferPool().take(_BLOCK)
-    descriptor = open_uncached(file)
+    descriptor = open_uncached(file, os.O_RDONLY)
     try:
         for offset in offsets:
             os.preadv(descriptor, [buffer.data], offset)
@@ -138,7 +139,7 @@ def _read_past_cache(file: Path, offsets: range) -> None:
         os.close(descriptor)
 
 
-def _side_by_side(work: list[Callable[[], None]]) -> None:
+def _side_by_side(work: list[Callable[[], object]]) -> None:
     threads = [threading.Thread(target=one) for one in work]
     for thread in threads:
         thread.start()
@@ -147,21 +148,34 @@ def _side_by_side(work: list[Callable[[], None]]) -> None:
 
 
 def _write_rate(folder: Path) -> float:
-    """A new file until it is on the disk, with and without leaving the cache on the way, whichever is faster."""
-    return max(_write_rate_with(folder, drops) for drops in (False, True))
+    """Of a new file until it is on the disk, through the system's cache or past it, whichever is faster."""
+    return max(_write_rate_with(write, folder / "write-rate") for write in (_write_cached, _write_past_cache))
 
 
-def _write_rate_with(folder: Path, drops: bool) -> float:
-    data = np.random.default_rng(0).bytes(_BLOCK)
-    count = (2 << 30) // _BLOCK
-    with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as file:
-        start = time.perf_counter()
-        for index in range(count):
-            file.write(data)
-            if drops:
-                drop_cached(file.fileno(), max(0, index - 1) * _BLOCK, 2 * _BLOCK)
-        os.fsync(file.fileno())
-        return count * _BLOCK / (time.perf_counter() - start)
+def _write_rate_with(write: Callable[[Path, int, NDArray[np.uint8]], None], file: Path) -> float:
+    block = BufferPool().take(_BLOCK)
+    block[:] = np.frombuffer(np.random.default_rng(0).bytes(_BLOCK), np.uint8)
+    nbytes = 2 << 30
+    start = time.perf_counter()
+    write(file, nbytes, block)
+    seconds = time.perf_counter() - start
+    file.unlink()
+    return nbytes / seconds
+
+
+def _write_cached(file: Path, nbytes: int, block: NDArray[np.uint8]) -> None:
+    with file.open("wb", buffering=0) as opened:
+        for _ in range(nbytes // _BLOCK):
+            opened.write(block.data)
+        os.fsync(opened.fileno())
+
+
+def _write_past_cache(file: Path, nbytes: int, block: NDArray[np.uint8]) -> None:
+    writer = UncachedWriter(file, nbytes, BufferPool())
+    halves = (range(0, nbytes // 2, _BLOCK), range(nbytes // 2, nbytes, _BLOCK))
+    _side_by_side([lambda half=half: [writer.write(block, offset) for offset in half] for half in halves])
+    writer.sync()
+    writer.close()
 
 
 def _quantiser_rate(format: str, scale: str) -> float:

@@ -112,14 +112,18 @@ def quantize_parts(quantization: Quantization, parts: list[torch.Tensor], what: 
 def _fp4_buffers(quantization: Quantization, quantized: list[QuantizedWeights]) -> dict[str, torch.Tensor]:
     """Buffers weights, scales and global_scale of all experts."""
     buffers = {
-        "weights": torch.cat([torch.from_numpy(part.weights) for part in quantized]),
-        "scales": torch.cat([torch.from_numpy(part.scales) for part in quantized]),
+        "weights": _joined([part.weights for part in quantized]),
+        "scales": _joined([part.scales for part in quantized]),
     }
     buffers = lay_out(buffers, quantization)
     if quantized[0].global_scale is not None:
-        scales = [torch.from_numpy(part.global_scale) for part in quantized if part.global_scale is not None]
-        buffers["global_scale"] = torch.cat(scales)
+        buffers["global_scale"] = _joined([part.global_scale for part in quantized if part.global_scale is not None])
     return buffers
+
+
+def _joined(parts: list[NDArray[Any]]) -> torch.Tensor:
+    """One part after the other; a single one is not copied."""
+    return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
 def _projection_tensors(layer: MoELayer) -> list[torch.Tensor]:

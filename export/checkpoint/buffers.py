@@ -29,11 +29,13 @@ class BufferPool:
         self._returned: SimpleQueue[mmap.mmap] = SimpleQueue()
 
     def take(self, nbytes: int) -> NDArray[np.uint8]:
-        """An array of `nbytes`, whatever they hold; a large one begins with a page."""
+        """An array of `nbytes`, whatever they hold, that begins with a page."""
         if nbytes < _SMALLEST:
-            return np.empty(nbytes, np.uint8)
+            array = np.empty(nbytes + mmap.PAGESIZE, np.uint8)
+            skipped = -array.ctypes.data % mmap.PAGESIZE
+            return array[skipped : skipped + nbytes]
         memory = self._find(nbytes) or _map(nbytes)
-        array: NDArray[np.uint8] = np.frombuffer(memory, np.uint8, nbytes)
+        array = np.frombuffer(memory, np.uint8, nbytes)
         # Views and tensors made of the array refer to it, not to the memory.
         weakref.finalize(array, self._returned.put, memory).atexit = False
         return array

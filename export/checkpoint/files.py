@@ -83,6 +83,20 @@ class _Extent:
         row_bytes = tensor.nbytes // max(1, count)
         return cls(tensor, first, number, tensor.offset + first * row_bytes, number * row_bytes)
 
+    def is_followed_by(self, other: _Extent) -> bool:
+        return self.tensor.file == other.tensor.file and self.offset + self.nbytes == other.offset
+
+
+def _runs(extents: list[_Extent]) -> list[list[_Extent]]:
+    """`extents` in their order, those together that lie one after the other in a file."""
+    runs: list[list[_Extent]] = []
+    for extent in extents:
+        if runs and runs[-1][-1].is_followed_by(extent):
+            runs[-1].append(extent)
+        else:
+            runs.append([extent])
+    return runs
+
 
 class CheckpointFiles:
     """The tensors of a checkpoint's folder. Reads may be made from several threads; close it at the end."""
@@ -122,21 +136,30 @@ class CheckpointFiles:
     def read_together(self, tensors: Sequence[StoredTensor], rows: range | None = None) -> torch.Tensor:
         """`read` of each of `tensors`, one after the other along the first dimension; they differ in its size only."""
         extents = [_Extent.of(tensor, rows) for tensor in tensors]
-        buffer = self.buffers.take(sum(extent.nbytes for extent in extents))
-        done = 0
-        for extent in extents:
-            self._fill(extent, buffer[done : done + extent.nbytes])
-            done += extent.nbytes
+        runs = [self._read_run(run) for run in _runs(extents)]
+        values = runs[0] if len(runs) == 1 else self._joined(runs)
         first = tensors[0]
         shape = (sum(extent.rows for extent in extents), *first.shape[1:]) if first.shape else ()
-        return torch.from_numpy(buffer).view(first.dtype).reshape(shape)
+        return torch.from_numpy(values).view(first.dtype).reshape(shape)
 
-    def _fill(self, extent: _Extent, buffer: NDArray[np.uint8]) -> None:
-        tensor = extent.tensor
-        digest = self._reader.read(tensor.file, extent.offset, buffer)
-        if digest is None:
-            raise CheckpointError(f"{tensor.file} became shorter while it was read: copy the checkpoint again.")
-        self.digests[f"{tensor.name}:{extent.first_row}"] = digest
+    def _read_run(self, extents: list[_Extent]) -> NDArray[np.uint8]:
+        """The bytes of `extents`, which lie one after the other in a file."""
+        first, nbytes = extents[0], sum(extent.nbytes for extent in extents)
+        file = first.tensor.file
+        values = self._reader.read(file, first.offset, nbytes)
+        if values is None:
+            raise CheckpointError(f"{file} became shorter while it was read: copy the checkpoint again.")
+        done = 0
+        for extent in extents:
+            part = values[done : done + extent.nbytes]
+            self.digests[f"{extent.tensor.name}:{extent.first_row}"] = bytes_digest(part.data)
+            done += extent.nbytes
+        # A file need not align its tensors, but Torch must find them aligned.
+        aligned = first.offset % first.tensor.dtype.itemsize == 0
+        return values if aligned else values.copy()
+
+    def _joined(self, parts: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        return np.concatenate(parts, out=self.buffers.take(sum(map(len, parts))))
 
     def close(self) -> None:
         self._reader.close()

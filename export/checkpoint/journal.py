@@ -15,33 +15,40 @@ _NAME = "progress.json"
 
 @dataclass
 class WrittenShard:
-    """A finished file: its size, its XXH3, and digests of the pieces of the source that it was made of."""
+    """A finished file: its size and its XXH3."""
 
     nbytes: int
     xxh3_128: str
-    source_digests: dict[str, str]
 
 
 @dataclass
 class Journal:
-    """The finished shards in `folder`. identity: of source, options and layout, which an export that goes on shares."""
+    """The finished shards in `folder`.
+
+    identity: of source, options and layout, which an export that goes on shares. source_digests: of the pieces of the
+    source that were read for these shards, and of some more.
+    """
 
     folder: Path
     identity: str
     shards: dict[str, WrittenShard] = field(default_factory=dict)
+    source_digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
         return self.folder / _NAME
 
-    def add(self, name: str, shard: WrittenShard) -> None:
+    def add(self, name: str, shard: WrittenShard, source_digests: dict[str, str]) -> None:
+        """Enters a finished shard, and what was read until now."""
         self.shards[name] = shard
+        self.source_digests |= source_digests
         self.write()
 
     def write(self) -> None:
         content = {
             "identity": self.identity,
             "shards": {name: asdict(shard) for name, shard in self.shards.items()},
+            "source_digests": self.source_digests,
         }
         temporary = self.folder / f"{_NAME}.new"
         temporary.write_text(json.dumps(content), encoding="utf-8")
@@ -71,7 +78,7 @@ def open_journal(folder: Path, identity: str) -> Journal:
         content = json.loads(path.read_text(encoding="utf-8"))
         shards = {name: WrittenShard(**entry) for name, entry in content["shards"].items()}
         if content["identity"] == identity:
-            return Journal(folder, identity, shards)
+            return Journal(folder, identity, shards, dict(content["source_digests"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass  # not written by an export, or not to its end
     raise CheckpointError(

@@ -120,24 +120,25 @@ class DenseUnit:
         return lambda write: self._write(write, self.source.read_rows(rows), rows)
 
     def _write(self, write: Write, values: torch.Tensor, rows: range) -> None:
-        values = values if values.dtype == self.output.dtype else self._copy(values)
-        item = self.output.dtype.itemsize
+        # Turned before it is converted: the stored type is the smaller one, mostly.
+        values = self._copy(values.t(), values.dtype) if self.transposed else values
+        values = values if values.dtype == self.output.dtype else self._copy(values, self.output.dtype)
         if not self.transposed:
             row_bytes = self.output.nbytes // max(1, self.source.shape[0] if self.source.shape else 1)
             write(self.output.name, rows.start * row_bytes, tensor_bytes(values))
             return
         columns, height = self.output.shape
-        turned = tensor_bytes(self._copy(values.t())).reshape(columns, -1)
+        turned = tensor_bytes(values).reshape(columns, -1)
         if len(rows) == height:
             write(self.output.name, 0, turned)
             return
         for column in range(columns):
-            write(self.output.name, (column * height + rows.start) * item, turned[column])
+            write(self.output.name, (column * height + rows.start) * self.output.dtype.itemsize, turned[column])
 
-    def _copy(self, values: torch.Tensor) -> torch.Tensor:
-        """The values in the output's element type, in their order."""
-        buffer = self.source.files.buffers.take(values.numel() * self.output.dtype.itemsize)
-        return torch.from_numpy(buffer).view(self.output.dtype).reshape(values.shape).copy_(values)
+    def _copy(self, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The values in element type `dtype`, in their order."""
+        buffer = self.source.files.buffers.take(values.numel() * dtype.itemsize)
+        return torch.from_numpy(buffer).view(dtype).reshape(values.shape).copy_(values)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> np.ndarray[Any, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -52,28 +54,93 @@ def write_shards(plan: Plan, folder: Path, files: CheckpointFiles, journal: Jour
 
     Raises what a job raises; shards that were finished before stay and are known to the journal.
     """
+    files.digests.update(journal.source_digests)
     kept = 0
-    workers = (os.cpu_count() or 1) + 2  # one of them waits for the disk to read, one to write
-    gate = _MemoryGate(_MEMORY)
+    workers = (os.cpu_count() or 1) + 3  # so many wait for the disk, or for the one that reads
     with (
         _one_torch_thread(),
-        ThreadPoolExecutor(workers, initializer=use_one_core) as pool,
         ThreadPoolExecutor(1) as finisher,
+        ThreadPoolExecutor(workers, initializer=use_one_core) as pool,
+        closing(_ShardWriter(pool, finisher, files, journal, advance)) as writer,
     ):
-        finishing: list[Future[None]] = []
         for shard in plan.shards:
-            if shard.name in journal.shards and journal.verified(shard.name):
-                files.digests.update(journal.shards[shard.name].source_digests)
+            if journal.verified(shard.name):
                 advance(sum(job.source_bytes for unit in shard.units for job in unit.jobs()))
                 kept += shard.nbytes
-                continue
-            before = set(files.digests)
-            file = _write_shard(shard, folder / shard.name, pool, gate, advance)
-            digests = {name: value for name, value in files.digests.items() if name not in before}
-            finishing.append(finisher.submit(_finish, file, digests, journal))
-        for future in finishing:
-            future.result()
+            else:
+                writer.write(shard, folder / shard.name)
+        writer.finish()
     return kept
+
+
+@dataclass
+class _OpenShard:
+    """A shard whose jobs are queued, run or have run."""
+
+    file: ShardFile
+    jobs: list[Future[None]]
+
+    def cancel(self) -> None:
+        for job in self.jobs:
+            job.cancel()
+        wait(self.jobs)  # the file must not be closed under those that still run
+        self.file.close()
+
+
+class _ShardWriter:
+    """Writes one shard after the other; while the last jobs of one run, the next one's begin."""
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        finisher: ThreadPoolExecutor,
+        files: CheckpointFiles,
+        journal: Journal,
+        advance: Advance,
+    ) -> None:
+        self._pool, self._finisher = pool, finisher
+        self._files, self._journal, self._advance = files, journal, advance
+        self._gate = _MemoryGate(_MEMORY)
+        self._open: deque[_OpenShard] = deque()
+        self._finishing: list[Future[None]] = []
+
+    def write(self, shard: Shard, path: Path) -> None:
+        """Queues the jobs of `shard` and waits for those of the shard before. Raises what they raise."""
+        file = ShardFile(path, shard, self._files.buffers)
+        jobs = [self._pool.submit(self._run, job, file) for unit in shard.units for job in unit.jobs()]
+        self._open.append(_OpenShard(file, jobs))
+        if len(self._open) > 1:
+            self._complete_first()
+
+    def finish(self) -> None:
+        """Returns when all is on the disk and in the journal."""
+        while self._open:
+            self._complete_first()
+        for future in self._finishing:
+            future.result()
+
+    def close(self) -> None:
+        """Gives up what is not finished."""
+        while self._open:
+            self._open.popleft().cancel()
+
+    def _run(self, job: Job, file: ShardFile) -> None:
+        with self._gate.hold(job.memory_bytes):
+            job.run(file.write)
+        self._advance(job.source_bytes)
+
+    def _complete_first(self) -> None:
+        for job in self._open[0].jobs:
+            job.result()
+        self._finishing.append(self._finisher.submit(self._put_on_disk, self._open.popleft().file))
+
+    def _put_on_disk(self, file: ShardFile) -> None:
+        """Enters a shard in the journal once it is on the disk, while the next one is written."""
+        try:
+            written = WrittenShard(file.nbytes, file.finish())
+            self._journal.add(file.path.name, written, self._files.digests.copy())
+        finally:
+            file.close()
 
 
 @contextmanager
@@ -85,32 +152,3 @@ def _one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _finish(file: ShardFile, source_digests: dict[str, str], journal: Journal) -> None:
-    """Puts a shard onto the disk and enters it, while the next one is written."""
-    try:
-        journal.add(file.path.name, WrittenShard(file.nbytes, file.finish(), source_digests))
-    finally:
-        file.close()
-
-
-def _write_shard(shard: Shard, path: Path, pool: ThreadPoolExecutor, gate: _MemoryGate, advance: Advance) -> ShardFile:
-    file = ShardFile(path, shard)
-
-    def run(job: Job) -> None:
-        with gate.hold(job.memory_bytes):
-            job.run(file.write)
-        advance(job.source_bytes)
-
-    jobs = [pool.submit(run, job) for unit in shard.units for job in unit.jobs()]
-    try:
-        for job in jobs:
-            job.result()
-    except BaseException:
-        for job in jobs:
-            job.cancel()
-        wait(jobs)  # the file must not be closed under those that still run
-        file.close()
-        raise
-    return file

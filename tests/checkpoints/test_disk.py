@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import random
 import threading
@@ -15,9 +16,9 @@ import pytest
 import torch
 from xxhash import xxh3_128
 
-from onnx_moe.export.checkpoint import disk
+from onnx_moe.export.checkpoint import disk, shard_file
 from onnx_moe.export.checkpoint.buffers import BufferPool
-from onnx_moe.export.checkpoint.disk import UncachedReader, file_digest
+from onnx_moe.export.checkpoint.disk import UncachedReader, UncachedWriter, file_digest
 from onnx_moe.export.checkpoint.plan import Shard
 from onnx_moe.export.checkpoint.shard_file import ShardFile
 from onnx_moe.export.checkpoint.units import Output
@@ -48,18 +49,18 @@ def content(tmp_path: Path) -> bytes:
 
 
 @pytest.mark.usefixtures("cache")
-@pytest.mark.parametrize("staging", [1 << 18, 4 << 20])
+@pytest.mark.parametrize("block", [1 << 18, 4 << 20])
 @pytest.mark.parametrize(
     ("offset", "size"), [(0, _SIZE), (1, 4096), (4095, 2), (8191, 550_001), (4096, 8192), (_SIZE - 1, 1), (7, 0)]
 )
 def test_any_part_of_a_file_is_read(
-    offset: int, size: int, staging: int, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    offset: int, size: int, block: int, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "_STAGING_BYTES", staging)
-    buffer = np.full(size, 0xA5, np.uint8)
+    monkeypatch.setattr(disk, "_BLOCK", block)
     reader = UncachedReader(BufferPool())
-    assert reader.read(tmp_path / "file", offset, buffer) == xxh3_128(content[offset : offset + size]).hexdigest()
-    assert buffer.tobytes() == content[offset : offset + size]
+    values = reader.read(tmp_path / "file", offset, size)
+    assert values is not None
+    assert values.tobytes() == content[offset : offset + size]
     reader.close()
 
 
@@ -67,8 +68,25 @@ def test_any_part_of_a_file_is_read(
 @pytest.mark.parametrize(("offset", "size"), [(_SIZE - 5, 6), (_SIZE, 1), (_SIZE + 10_000, 3), (0, _SIZE + 1)])
 def test_a_file_that_ends_before(offset: int, size: int, tmp_path: Path) -> None:
     reader = UncachedReader(BufferPool())
-    assert reader.read(tmp_path / "file", offset, np.empty(size, np.uint8)) is None
+    assert reader.read(tmp_path / "file", offset, size) is None
     reader.close()
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("skipped", [0, 64])
+@pytest.mark.parametrize(("offset", "size"), [(0, 1 << 20), (4096, 65_536), (5, 300_000), (100, 3), (0, 0)])
+def test_any_part_of_a_file_is_written(offset: int, size: int, skipped: int, tmp_path: Path) -> None:
+    """What lies before and after stays, wherever the data lie in memory."""
+    total = 1_200_000
+    writer = UncachedWriter(tmp_path / "new", total, BufferPool())
+    expected = np.random.default_rng(0).integers(0, 256, total, np.uint8)
+    writer.write(expected[:], 0)
+    data = BufferPool().take(skipped + size)[skipped:]
+    data[:] = expected[offset : offset + size] = 7
+    writer.write(data, offset)
+    writer.sync()
+    writer.close()
+    assert (tmp_path / "new").read_bytes() == expected.tobytes()
 
 
 def _shard() -> Shard:
@@ -84,17 +102,23 @@ class _OneOutput:
         self.outputs = (output,)
 
 
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("waiting", [0, 200_000, 64 << 20])
+@pytest.mark.parametrize("size", [50_021, 150_001, 131_072])
 @pytest.mark.parametrize("order", ["forwards", "backwards", "shuffled"])
-def test_a_shard_in_pieces(order: str, tmp_path: Path) -> None:
+def test_a_shard_in_pieces(
+    order: str, size: int, waiting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_file, "_MOST_WAITING", waiting)
     shard = _shard()
     generator = np.random.default_rng(1)
     data = {name: generator.integers(0, 256, place.output.nbytes, np.uint8) for name, place in shard.places.items()}
-    pieces = [(name, first) for name, values in data.items() for first in range(0, len(values), 50_021)]
+    pieces = [(name, first) for name, values in data.items() for first in range(0, len(values), size)]
     if order != "forwards":
         pieces.reverse() if order == "backwards" else random.Random(2).shuffle(pieces)
-    file = ShardFile(tmp_path / "shard", shard)
+    file = ShardFile(tmp_path / "shard", shard, BufferPool())
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda piece: file.write(*piece, data[piece[0]][piece[1] : piece[1] + 50_021]), pieces))
+        list(pool.map(lambda piece: file.write(*piece, data[piece[0]][piece[1] : piece[1] + size]), pieces))
     digest = file.finish()
     file.close()
     content = (tmp_path / "shard").read_bytes()
@@ -104,15 +128,25 @@ def test_a_shard_in_pieces(order: str, tmp_path: Path) -> None:
         expected[place.offset : place.offset + place.output.nbytes] = data[name].tobytes()
     assert content == bytes(expected)
     assert digest == file_digest(tmp_path / "shard") == xxh3_128(content).hexdigest()
+    assert file._waiting_bytes == 0
 
 
-def test_a_shard_is_hashed_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pages need not come back from the disk: before the end all but the last piece has been hashed."""
+def test_a_shard_is_hashed_while_it_is_written(tmp_path: Path) -> None:
     shard = _shard()
-    file = ShardFile(tmp_path / "shard", shard)
+    file = ShardFile(tmp_path / "shard", shard, BufferPool())
     for name, place in shard.places.items():
         file.write(name, 0, np.zeros(place.output.nbytes, np.uint8))
     assert file._digest.nbytes == shard.nbytes
+    file.close()
+
+
+def test_what_waits_to_be_hashed_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_file, "_MOST_WAITING", 1 << 20)
+    file = ShardFile(tmp_path / "shard", _shard(), BufferPool())
+    for first in range(100_000, 3 << 20, 100_000):  # not from the beginning on
+        file.write("output3", first, np.zeros(min(100_000, (3 << 20) - first), np.uint8))
+        assert file._waiting_bytes <= 1 << 20
+    assert file._waiting_bytes > 1 << 19
     file.close()
 
 
@@ -128,6 +162,7 @@ def test_memory_is_used_again() -> None:
     assert pool.take(3 << 20).ctypes.data == address
     assert pool.take(100 << 20).ctypes.data != address  # too small for that
     assert len(pool.take(0)) == 0
+    assert pool.take(5).ctypes.data % mmap.PAGESIZE == 0
 
 
 def test_what_waits_to_be_used_again_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

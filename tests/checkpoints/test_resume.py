@@ -58,27 +58,28 @@ def interrupted(checkpoint: Path, whole: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def _stop_before(number: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raises `error` instead of writing shard `number`."""
-    write = writer._write_shard
+    """Raises `error` instead of writing shard `number`, when those before are finished."""
+    write = writer._ShardWriter.write
 
-    def write_shard(shard: Any, *arguments: Any) -> Any:
+    def write_shard(self: writer._ShardWriter, shard: Any, path: Path) -> None:
         if f"-{number:05}-of-" in shard.name:
+            self.finish()
             raise error
-        return write(shard, *arguments)
+        write(self, shard, path)
 
-    monkeypatch.setattr(writer, "_write_shard", write_shard)
+    monkeypatch.setattr(writer._ShardWriter, "write", write_shard)
 
 
 def _written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Will hold the names of the shards that are written from now on."""
     names: list[str] = []
-    write = writer._write_shard
+    write = writer._ShardWriter.write
 
-    def write_shard(shard: Any, *arguments: Any) -> Any:
+    def write_shard(self: writer._ShardWriter, shard: Any, path: Path) -> None:
         names.append(shard.name)
-        return write(shard, *arguments)
+        write(self, shard, path)
 
-    monkeypatch.setattr(writer, "_write_shard", write_shard)
+    monkeypatch.setattr(writer._ShardWriter, "write", write_shard)
     return names
 
 
@@ -219,13 +220,14 @@ def test_a_weight_that_is_no_number(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_the_source_is_read_once(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: dict[str, int] = {}
-    fill = CheckpointFiles._fill
+    read_run = CheckpointFiles._read_run
 
-    def counting(self: CheckpointFiles, extent: Any, buffer: Any) -> None:
-        fill(self, extent, buffer)
-        reads[extent.tensor.name] = reads.get(extent.tensor.name, 0) + len(buffer)
+    def counting(self: CheckpointFiles, extents: Any) -> Any:
+        for extent in extents:
+            reads[extent.tensor.name] = reads.get(extent.tensor.name, 0) + extent.nbytes
+        return read_run(self, extents)
 
-    monkeypatch.setattr(CheckpointFiles, "_fill", counting)
+    monkeypatch.setattr(CheckpointFiles, "_read_run", counting)
     export_checkpoint(checkpoint, tmp_path / "out", _OPTIONS)
     stored = {name: tensor.nbytes for name, tensor in load_tensors(checkpoint).items()}
     assert reads == stored

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from onnx_moe.export.checkpoint import writer
+from onnx_moe.export.checkpoint.buffers import BufferPool
 from onnx_moe.export.checkpoint.journal import Journal
 from onnx_moe.export.checkpoint.plan import make_plan
 from onnx_moe.export.checkpoint.units import Job, Output, Write
@@ -52,7 +53,7 @@ def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(writer, "_MEMORY", 100)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     unit = Jobs([60, 40, 30, 150, 30, 60, 10, 90] * 5)
-    files: Any = SimpleNamespace(digests={})
+    files: Any = SimpleNamespace(digests={}, buffers=BufferPool())
     advanced: list[int] = []
     assert writer.write_shards(make_plan([unit], 1 << 20), tmp_path, files, Journal(tmp_path, ""), advanced.append) == 0
     assert len(unit.states) == len(advanced) == 40
