@@ -21,8 +21,8 @@ _ROW_CONVERSIONS = ("MergeModulelist", "Concatenate")
 class ParameterSource:
     """Where a parameter's values come from.
 
-    pieces: (pattern, weight) in the checkpoint's natural order; without a converter there is one. expert_pieces: the
-    same for one expert each, when experts are stored apart.
+    converter: what makes parameters of weights, and converted_as: the first of those that it makes, by which it knows
+    the layer. pieces: (pattern, weight) in the checkpoint's natural order; without a converter there is one.
     """
 
     name: str
@@ -30,6 +30,7 @@ class ParameterSource:
     files: CheckpointFiles
     model: Any
     converter: Any = None
+    converted_as: str = ""
     pieces: list[tuple[str, Weight]] = field(default_factory=list)
 
     @property
@@ -81,8 +82,7 @@ class ParameterSource:
         if len(formats) != 1 or None in formats:
             return None
         if self.converter is not None:
-            conversions = [type(operation).__name__ for operation in self.converter.operations]
-            if any(name not in _ROW_CONVERSIONS for name in conversions):
+            if any(name not in _ROW_CONVERSIONS for name in _operations(self.converter)):
                 return None
         return formats.pop()
 
@@ -126,8 +126,8 @@ class ParameterSource:
             return read(pieces[0][1])
         converter = copy.deepcopy(self.converter)
         for pattern, weight in pieces:
-            converter.add_tensor(self.name, weight.name, pattern, lambda weight=weight: read(weight))
-        results = converter.convert(self.name, model=self.model, config=self.model.config)
+            converter.add_tensor(self.converted_as, weight.name, pattern, lambda weight=weight: read(weight))
+        results = converter.convert(self.converted_as, model=self.model, config=self.model.config)
         result = results[self.name]
         tensor: torch.Tensor = result[0] if isinstance(result, list) else result
         return tensor
@@ -146,7 +146,7 @@ class ParameterSource:
             )
 
     def _check_experts(self) -> None:
-        if self.converter is None or self._stacked:
+        if self.converter is None or "MergeModulelist" not in _operations(self.converter):
             return
         counts = {pattern: len(self._by_pattern(pattern)) for pattern in self.converter.source_patterns}
         for pattern, count in counts.items():
@@ -160,6 +160,11 @@ class ParameterSource:
         first = self.weights[0]
         more = f" and {len(self.weights) - 1} more" if len(self.weights) > 1 else ""
         return f"{first.name} {list(first.shape)}{more}"
+
+
+def _operations(converter: Any) -> list[str]:
+    """What a converter does, by the names of transformers' classes."""
+    return [type(operation).__name__ for operation in converter.operations]
 
 
 def _joins_rows(converter: Any) -> bool:
@@ -198,7 +203,7 @@ def match_sources(model: Any, weights: dict[str, Weight], files: CheckpointFiles
         for one in _targets(target, converter):
             if one in wanted:
                 source = sources.setdefault(
-                    one, ParameterSource(one, tuple(wanted[one].shape), files, model, converter)
+                    one, ParameterSource(one, tuple(wanted[one].shape), files, model, converter, target)
                 )
                 source.pieces.append((pattern or name, weights[name]))
     _add_tied(model, sources)

@@ -64,6 +64,20 @@ def test_neighbours_are_read_together(
     }
 
 
+def test_neighbours_lie_in_one_file(tmp_path: Path) -> None:
+    """What begins where the other ends, but in another file, does not follow it."""
+    values = {name: torch.randn(20, 4) for name in ("a1", "b1", "a2", "b2")}
+    for number in "12":
+        save_file({f"{name}{number}": values[f"{name}{number}"] for name in "ab"}, tmp_path / f"{number}.safetensors")
+    weight_map = {name: f"{name[1]}.safetensors" for name in values}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "config.json").write_text("{}")
+    with open_checkpoint(str(tmp_path)) as files:
+        first, second = files.tensors["a1"], files.tensors["b2"]
+        assert first.offset + first.nbytes == second.offset
+        assert torch.equal(files.read_together([first, second]), torch.cat([values["a1"], values["b2"]]))
+
+
 def test_rows(tensors: dict[str, torch.Tensor], files: CheckpointFiles) -> None:
     rows = files.read(files.tensors["d"], range(1234, 4321))
     assert torch.equal(rows, tensors["d"][1234:4321])
