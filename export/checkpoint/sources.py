@@ -81,10 +81,8 @@ class ParameterSource:
         formats = {weight.format if isinstance(weight, Fp4Weight) else None for weight in self.weights}
         if len(formats) != 1 or None in formats:
             return None
-        if self.converter is not None:
-            if any(name not in _ROW_CONVERSIONS for name in _operations(self.converter)):
-                return None
-        return formats.pop()
+        operations = [] if self.converter is None else _operations(self.converter)
+        return formats.pop() if all(name in _ROW_CONVERSIONS for name in operations) else None
 
     def _stored_rows(self, expert: int) -> list[StoredTensor] | None:
         """The tensors whose rows, one after the other, are the matrix of an expert; None where it is made otherwise."""
