@@ -1,5 +1,6 @@
 // What the machine can do: bytes read a second, and operations of its widest dot products and multiply-adds.
 // Compiled by bench/machine.py for the machine that it runs on.
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <thread>
@@ -27,14 +28,26 @@ namespace {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+// Of `threads` threads that begin together; to start them is not counted.
 template <typename Body>
 double seconds(int threads, const Body& body) {
-  const double start = now();
+  std::atomic<int> waiting{threads};
+  std::atomic<int> running{threads};
+  const auto begin = [&](int i) {
+    --waiting;
+    while (waiting > 0) std::this_thread::yield();
+    body(i);
+    --running;
+  };
   std::vector<std::thread> pool;
-  for (int i = 1; i < threads; ++i) pool.emplace_back(body, i);
-  body(0);
+  for (int i = 1; i < threads; ++i) pool.emplace_back(begin, i);
+  while (waiting > 1) std::this_thread::yield();
+  const double start = now();
+  begin(0);
+  while (running > 0) std::this_thread::yield();
+  const double end = now();
   for (auto& thread : pool) thread.join();
-  return now() - start;
+  return end - start;
 }
 
 uint64_t sum(const uint64_t* data, size_t words) {

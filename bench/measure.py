@@ -31,14 +31,15 @@ from onnx_moe.demo.timing import median_seconds
 PEERS = ("qmoe-fp4", "qmoe-nvfp4", "qmoe-int4", "torch")
 #: Rounds of a measurement, at the most and at the least, and calls of a burst: fewer where all implementations
 #: together take long. Those of seconds come one by one: the threads of the one before hardly matter.
-_ROUNDS, _LEAST_ROUNDS, _BURST, _BUDGET = 7, 3, 4, 12.0
+_ROUNDS, _LEAST_ROUNDS, _BURST, _BUDGET = 31, 3, 4, 12.0
 
 
 @dataclass(frozen=True)
 class Result:
     """Median seconds of a call by implementation, and how much of the machine's limit each reaches.
 
-    share: of reading the experts that a call reaches at the speed of a plain loop, or of its operations at the rate
+    share: of reading the experts that a call reaches at the speed of a plain loop that takes its turn with the
+    implementations and reads as much, or of its operations at the rate
     of the fastest instructions for the level (multiply-adds or three products of bfloat16 tiles at level 0, two such
     products or two int8 dot products at level 2, one at level 4), whichever takes longer.
     """
@@ -48,6 +49,7 @@ class Result:
     tokens: int
     seconds: dict[str, float]
     share: dict[str, float]
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,20 @@ class Peers:
 
 def measure(
     shape: Shape, threads: int, token_counts: tuple[int, ...], peers: Peers, progress: Callable[[str], None]
-) -> tuple[list[Result], Limits, list[str]]:
-    """Results by token count, the machine's limits, and which peers were left out and why."""
+) -> tuple[list[Result], list[str]]:
+    """Results by token count, and which peers were left out and why."""
     results = []
     with tempfile.TemporaryDirectory(prefix="onnx-moe-bench-") as folder:
         progress(f"{shape.name}, {threads} thread(s): making the blocks")
         implementations, left_out = _implementations(shape, threads, peers, Path(folder))
-        machine = Machine(Path(folder) / weights_file("mxfp4"))
-        limits = machine.limits(threads)
+        machine = Machine(Path(folder) / weights_file("mxfp4"), threads)
         (every_expert,) = draw_calls(shape, 16 * shape.num_experts, 1)
         for implementation in implementations:
             implementation.run(implementation.feed(every_expert))  # reads every page for the first time
         for tokens in token_counts:
             progress(f"{shape.name}, {threads} thread(s): {tokens} token(s)")
             results.append(_measure_tokens(shape, threads, tokens, implementations, machine))
-    return results, limits, left_out
+    return results, left_out
 
 
 def _implementations(shape: Shape, threads: int, peers: Peers, folder: Path) -> tuple[list[Implementation], list[str]]:
@@ -133,13 +134,15 @@ def _measure_tokens(
     once = time.perf_counter() - start
     burst = _BURST if once < 1.0 else 2 if once < 4.0 else 1
     rounds = max(_LEAST_ROUNDS, min(_ROUNDS, round(_BUDGET / (once * burst))))
-    seconds = median_seconds(runs, rounds, burst)
-    limits = machine.limits(threads, rounds=3)
-    bytes_read = distinct_experts(calls)
+    bytes_read = {entry.name: distinct_experts(calls) * entry.expert_bytes for entry in implementations}
+    read_loop = machine.read_loop(round(bytes_read[implementations[0].name]))
+    seconds = median_seconds({**runs, "read loop": read_loop}, rounds, burst)
+    del seconds["read loop"]  # with its threads' start; its own clock leaves that out
+    limits = machine.limits(read_loop.rate)
     share = {}
     for implementation in implementations:
         rate = _rate(implementation, limits)  # 0 where bench/machine.cpp has no instructions for the machine
         arithmetic = shape.operations(tokens) / rate if rate else 0.0
-        reading = bytes_read * implementation.expert_bytes / limits.read
+        reading = bytes_read[implementation.name] / limits.read
         share[implementation.name] = max(reading, arithmetic) / seconds[implementation.name]
-    return Result(shape, threads, tokens, seconds, share)
+    return Result(shape, threads, tokens, seconds, share, limits)

@@ -59,12 +59,12 @@ def main(
     for name in _choose("--shapes", shapes, list(SHAPES)):
         for count in (int(count) for count in threads.split(",")):
             with console.status("") as status:
-                some, limits, left_out = measure(SHAPES[name], count, token_counts, chosen_peers, status.update)
+                some, left_out = measure(SHAPES[name], count, token_counts, chosen_peers, status.update)
             results += some
-            console.print(terminal_table(name, count, some, limits))
+            console.print(terminal_table(name, count, some))
             for reason in left_out:
                 console.print(f"left out: {reason}")
-            sections.append(markdown(name, count, some, limits) + "".join(f"\nLeft out: {why}.\n" for why in left_out))
+            sections.append(markdown(name, count, some) + "".join(f"\nLeft out: {why}.\n" for why in left_out))
     if output is not None:
         picture = output.with_suffix(".png")
         chart(results, picture)
@@ -77,8 +77,9 @@ def _page(sections: list[str], picture: str) -> str:
 
 {processor()}, ONNX Runtime {onnxruntime.__version__}. Made by `python -m bench.moe`; medians in milliseconds a call
 of one block, all implementations interleaved in one process, random routing drawn anew for each call. Bold: how many
-times faster than the peer. Share of the limit: the time that reading the experts' bytes (with a plain loop over the
-same file) or their arithmetic takes at the least, whichever is longer, over the time measured.
+times faster than the peer. Share of the limit: the time that reading the experts' bytes (by a plain loop over as many
+bytes of the same file, which takes its turn with the implementations) or their arithmetic takes at the least, whichever
+is longer, over the time measured.
 
 ![Tokens a second by tokens of a call]({picture})
 

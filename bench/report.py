@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 from rich.table import Table
 
 from bench.implementations import is_ours
-from bench.machine import Limits
 from bench.measure import Result
 
 #: Which of ours is compared with which peer.
@@ -57,13 +57,14 @@ def _rows(results: list[Result]) -> tuple[list[str], list[list[str]]]:
     ]
     ours = [name for name in results[0].share if is_ours(name)]
     rows += [[f"share of the limit: {name}", *(f"{result.share[name]:.0%}" for result in results)] for name in ours]
+    rows += [["read loop, GB/s", *(f"{result.limits.read / 1e9:.1f}" for result in results)]]
     return headings, rows
 
 
-def terminal_table(name: str, threads: int, results: list[Result], limits: Limits) -> Table:
+def terminal_table(name: str, threads: int, results: list[Result]) -> Table:
     """For Rich. Milliseconds by tokens."""
     headings, rows = _rows(results)
-    table = Table(title=f"{name}, {threads} thread(s): ms a call, by tokens. {describe(limits)}")
+    table = Table(title=f"{name}, {threads} thread(s): ms a call, by tokens. {describe(results)}")
     for heading in headings:
         table.add_column(heading, justify="right" if heading else "left")
     for row in rows:
@@ -71,15 +72,19 @@ def terminal_table(name: str, threads: int, results: list[Result], limits: Limit
     return table
 
 
-def describe(limits: Limits) -> str:
-    dot = f", {limits.dot / 1e12:.2f} TOPS of int8 dot products" if limits.dot else ""
-    tiles = f", {limits.tiles / 1e12:.2f} TFLOPS of bfloat16 tiles" if limits.tiles else ""
-    return f"Limits: {limits.read / 1e9:.1f} GB/s read, {limits.fma / 1e12:.2f} TFLOPS of multiply-adds{dot}{tiles}."
+def describe(results: list[Result]) -> str:
+    """The rates of arithmetic that the machine reached: medians over all token counts."""
+    fma, dot, tiles = (
+        statistics.median(getattr(result.limits, name) for result in results) / 1e12 for name in ("fma", "dot", "tiles")
+    )
+    of_dot = f", {dot:.2f} TOPS of int8 dot products" if dot else ""
+    of_tiles = f", {tiles:.2f} TFLOPS of bfloat16 tiles" if tiles else ""
+    return f"Limits: {fma:.2f} TFLOPS of multiply-adds{of_dot}{of_tiles}."
 
 
-def markdown(name: str, threads: int, results: list[Result], limits: Limits) -> str:
+def markdown(name: str, threads: int, results: list[Result]) -> str:
     headings, rows = _rows(results)
-    lines = [f"### {name}, {threads} thread{'s' if threads > 1 else ''}", "", describe(limits), ""]
+    lines = [f"### {name}, {threads} thread{'s' if threads > 1 else ''}", "", describe(results), ""]
     lines += [f"| {' | '.join(headings)} |", f"|{' --- |' + ' ---: |' * (len(headings) - 1)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     if name == "GLM-4.7-Flash":

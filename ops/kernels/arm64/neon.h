@@ -89,6 +89,7 @@ struct Neon {
   }
 
   static Ints dot_dword(Ints acc, Ints weights, const uint8_t* x) { return dot(acc, weights, broadcast_dword(x)); }
+  static void pace() {}  // as avx512.h; not measured here
 
 #ifdef __ARM_FEATURE_MATMUL_INT8
   // Even and odd columns of four weight rows, to all eight columns of the first two and of the last two.

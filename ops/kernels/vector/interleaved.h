@@ -163,6 +163,7 @@ class InterleavedStream {
     constexpr int kLines = kFormat == Format::kNvfp4 ? 2 : 4;
     const int64_t offset = column * (kLineBytes / 8);
     if (weights.fetches) fetch_columns<kFormat, kLines>(weights, column);
+    if constexpr (RowCount * Limbs == 1 && kFormat != Format::kNvfp4) Isa::pace();  // nvfp4's scales are work enough
     Ints even[kLines];
     Ints odd[kLines];
     unroll<kLines>([&](auto line) ONNX_MOE_INLINE {

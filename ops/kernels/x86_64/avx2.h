@@ -86,6 +86,7 @@ struct Avx2 {
   }
 
   static Ints dot_dword(Ints acc, Ints weights, const uint8_t* x) { return dot(acc, weights, broadcast_dword(x)); }
+  static void pace() {}  // as avx512.h; not measured here
 
   template <int Nibble>
   static Vector decode(Ints codes) {
