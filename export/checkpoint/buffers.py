@@ -19,6 +19,11 @@ _GRAIN = 2 << 20
 _MOST_FREE = 512 << 20
 
 
+def rounded_up(number: int, step: int) -> int:
+    """The least multiple of `step` that is not below `number`."""
+    return -(-number // step) * step
+
+
 class BufferPool:
     """Gives out arrays whose memory comes back by itself once nothing refers to them. For several threads."""
 
@@ -61,7 +66,7 @@ class BufferPool:
 
 def _map(nbytes: int) -> mmap.mmap:
     # Private: shared memory is a file of small pages.
-    memory = mmap.mmap(-1, -(-nbytes // _GRAIN) * _GRAIN, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, rounded_up(nbytes, _GRAIN), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     advice: Any = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:
         memory.madvise(advice)

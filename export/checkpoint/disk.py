@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_128
 
-from onnx_moe.export.checkpoint.buffers import BufferPool
+from onnx_moe.export.checkpoint.buffers import BufferPool, rounded_up
 
 #: Positions, sizes and memory of transfers that pass the cache by are multiples of this.
-SECTOR = 4096
+_SECTOR = 4096
 #: Bytes that are read at once.
 _BLOCK = 16 << 20
 #: Bytes that are read and hashed at a time: they stay in the processor's cache from the one to the other.
@@ -43,8 +43,8 @@ class UncachedReader:
 
     def read(self, file: Path, offset: int, nbytes: int) -> NDArray[np.uint8] | None:
         """`nbytes` from `offset` on, in memory of their own; None where the file ends before."""
-        skipped = offset % SECTOR
-        sectors = self._buffers.take(rounded_up(skipped + nbytes, SECTOR))
+        skipped = offset % _SECTOR
+        sectors = self._buffers.take(rounded_up(skipped + nbytes, _SECTOR))
         done = 0
         while done < skipped + nbytes:
             with self._reading:
@@ -83,7 +83,7 @@ class UncachedWriter:
 
     def write(self, data: NDArray[np.uint8], offset: int) -> bool:
         """Puts `data` at `offset`. Returns whether the system's cache has it now."""
-        first, last = rounded_up(offset, SECTOR) - offset, len(data) - (offset + len(data)) % SECTOR
+        first, last = rounded_up(offset, _SECTOR) - offset, len(data) - (offset + len(data)) % _SECTOR
         if last - first < _SMALLEST_WRITE:
             _write_fully(self._cached, data, offset)
             return True
@@ -93,7 +93,7 @@ class UncachedWriter:
         return False
 
     def _aligned(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if data.ctypes.data % SECTOR == 0:
+        if data.ctypes.data % _SECTOR == 0:
             return data
         copy = self._buffers.take(len(data))
         copy[:] = data
@@ -111,10 +111,6 @@ class UncachedWriter:
     def close(self) -> None:
         os.close(self._cached)
         os.close(self._uncached)
-
-
-def rounded_up(number: int, step: int) -> int:
-    return -(-number // step) * step
 
 
 def open_uncached(path: Path, flags: int) -> int:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from onnx_moe.export.checkpoint.buffers import rounded_up
 from onnx_moe.export.checkpoint.units import Output, Unit
 from onnx_moe.export.finish import ALIGNMENT
 
@@ -33,7 +34,7 @@ class Shard:
     def add(self, unit: Unit) -> None:
         for output in unit.outputs:
             alignment = ALIGNMENT if output.nbytes >= ALIGNMENT else _SMALL_ALIGNMENT
-            offset = -(-self.nbytes // alignment) * alignment
+            offset = rounded_up(self.nbytes, alignment)
             self.places |= dict.fromkeys(output.names, Place(output, offset))
             self.nbytes = offset + output.nbytes
         self.units.append(unit)
