@@ -137,7 +137,7 @@ void narrow(ElementType type, const float* source, int64_t count, void* target) 
 }  // namespace
 
 extern const Kernel kReferenceKernel;
-const Kernel kReferenceKernel = {"reference",     supported,      packed_bytes, forms,   pack,  fp4_products,
+constexpr Kernel kReferenceKernel = {"reference",     supported,      packed_bytes, forms,   pack,  fp4_products,
                                  kNarrowProducts, plain_products, finish,       combine, widen, narrow};
 
 }  // namespace onnx_moe

@@ -9,6 +9,6 @@ bool supported() { return true; }
 }  // namespace
 
 extern const Kernel kNeonKernel;
-const Kernel kNeonKernel = VectorKernel<Neon>::make("neon", supported);
+constexpr Kernel kNeonKernel = VectorKernel<Neon>::make("neon", supported);
 
 }  // namespace onnx_moe

@@ -16,6 +16,6 @@ bool supported() {
 }  // namespace
 
 extern const Kernel kNeonDotprodKernel;
-const Kernel kNeonDotprodKernel = VectorKernel<Neon>::make("neon_dotprod", supported);
+constexpr Kernel kNeonDotprodKernel = VectorKernel<Neon>::make("neon_dotprod", supported);
 
 }  // namespace onnx_moe

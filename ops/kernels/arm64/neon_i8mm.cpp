@@ -10,6 +10,6 @@ bool supported() { return processor_has(AT_HWCAP, 20) && processor_has(AT_HWCAP2
 }  // namespace
 
 extern const Kernel kNeonI8mmKernel;
-const Kernel kNeonI8mmKernel = VectorKernel<Neon>::make("neon_i8mm", supported);
+constexpr Kernel kNeonI8mmKernel = VectorKernel<Neon>::make("neon_i8mm", supported);
 
 }  // namespace onnx_moe

@@ -10,6 +10,6 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace
 
 extern const Kernel kAvx2Kernel;
-const Kernel kAvx2Kernel = VectorKernel<Avx2>::make("avx2", supported);
+constexpr Kernel kAvx2Kernel = VectorKernel<Avx2>::make("avx2", supported);
 
 }  // namespace onnx_moe

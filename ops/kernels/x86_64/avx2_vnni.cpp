@@ -12,6 +12,6 @@ bool supported() {
 }  // namespace
 
 extern const Kernel kAvx2VnniKernel;
-const Kernel kAvx2VnniKernel = VectorKernel<Avx2>::make("avx2_vnni", supported);
+constexpr Kernel kAvx2VnniKernel = VectorKernel<Avx2>::make("avx2_vnni", supported);
 
 }  // namespace onnx_moe

@@ -12,6 +12,6 @@ bool supported() {
 }  // namespace
 
 extern const Kernel kAvx512Kernel;
-const Kernel kAvx512Kernel = VectorKernel<Avx512>::make("avx512", supported);
+constexpr Kernel kAvx512Kernel = VectorKernel<Avx512>::make("avx512", supported);
 
 }  // namespace onnx_moe

@@ -101,23 +101,28 @@ bool enable() {
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// avx512_vbmi is there before any constructor runs: a constant.
-Kernel make_kernel() {
-  Kernel kernel = kAvx512VbmiKernel;
-  kernel.name = "avx512_amx";
-  kernel.supported = supported;
-  kernel.enable = enable;
-  kernel.packed_bytes = both_bytes;
-  kernel.forms = forms;
-  kernel.pack = pack_forms;
-  kernel.fp4_products = fp4_products;
-  kernel.product_floats = kWideProducts;
-  return kernel;
+// avx512_vbmi's functions, which are not known while this file is compiled.
+void plain_products(const PlainTile& tile, const float* const* rows, int64_t count, const Products& products) {
+  kAvx512VbmiKernel.plain_products(tile, rows, count, products);
+}
+void finish_rows(const Epilogue& epilogue, int64_t rows, float* const* y) {
+  kAvx512VbmiKernel.finish(epilogue, rows, y);
+}
+void combine_rows(const float* weights, const float* rows, int64_t slots, int64_t columns, float* y) {
+  kAvx512VbmiKernel.combine(weights, rows, slots, columns, y);
+}
+void widen_elements(ElementType type, const void* source, int64_t count, float* target) {
+  kAvx512VbmiKernel.widen(type, source, count, target);
+}
+void narrow_elements(ElementType type, const float* source, int64_t count, void* target) {
+  kAvx512VbmiKernel.narrow(type, source, count, target);
 }
 
 }  // namespace
 
 extern const Kernel kAvx512AmxKernel;
-const Kernel kAvx512AmxKernel = make_kernel();
+constexpr Kernel kAvx512AmxKernel = {"avx512_amx",   supported,       both_bytes,     forms,       pack_forms,
+                                     fp4_products,   kWideProducts,   plain_products, finish_rows, combine_rows,
+                                     widen_elements, narrow_elements, enable};
 
 }  // namespace onnx_moe

@@ -12,6 +12,6 @@ bool supported() { return kAvx512VnniKernel.supported() && __builtin_cpu_support
 }  // namespace
 
 extern const Kernel kAvx512VbmiKernel;
-const Kernel kAvx512VbmiKernel = VectorKernel<Avx512>::make("avx512_vbmi", supported);
+constexpr Kernel kAvx512VbmiKernel = VectorKernel<Avx512>::make("avx512_vbmi", supported);
 
 }  // namespace onnx_moe

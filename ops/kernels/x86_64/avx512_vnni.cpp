@@ -13,6 +13,6 @@ bool supported() {
 }  // namespace
 
 extern const Kernel kAvx512VnniKernel;
-const Kernel kAvx512VnniKernel = VectorKernel<Avx512>::make("avx512_vnni", supported);
+constexpr Kernel kAvx512VnniKernel = VectorKernel<Avx512>::make("avx512_vnni", supported);
 
 }  // namespace onnx_moe
