@@ -17,6 +17,7 @@ struct Neon {
   typedef uint32_t Words __attribute__((vector_size(16)));
   typedef float Floats __attribute__((vector_size(16)));
   static constexpr int kLanes = 4;
+  static constexpr int kRegisters = 32;
   static constexpr int kStreamRows = 4;
   static constexpr int kPanelVectors = 4;
   static constexpr int kFloatRows = 6;  // 6 × 4 sums in 32 registers
@@ -36,6 +37,7 @@ struct Neon {
 #else
   static constexpr bool kFastDot = false;
 #endif
+  static constexpr bool kWordSums = false;
 
   static Vector zero() { return vdupq_n_f32(0.0f); }
   static Vector load(const float* p) { return vld1q_f32(p); }

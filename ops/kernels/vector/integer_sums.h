@@ -22,7 +22,8 @@ class DotSums {
   }
 
   // What is there becomes the higher limb of what is added next.
-  ONNX_MOE_INLINE inline void shift_limb() {
+  template <typename StartOf>
+  ONNX_MOE_INLINE inline void next_limb(const StartOf&) {
     for (auto& row : sums_) {
       for (Ints& sum : row) sum = Isa::shift_limb(sum);
     }
@@ -48,8 +49,36 @@ class DotSums {
     }
   }
 
- private:
+ protected:
   Ints sums_[RowCount][kVectors];
+};
+
+// Each limb has a start of its own, and its sums become dwords before those of the next one begin.
+template <typename Isa, int RowCount, int Limbs>
+class WordSums : public DotSums<Isa, RowCount> {
+ public:
+  using Ints = typename Isa::Ints;
+  static constexpr int kVectors = Isa::kPanelVectors;
+
+  template <typename StartOf>
+  ONNX_MOE_INLINE inline void next_limb(const StartOf& start_of) {
+    totals(higher_);
+    first_ = false;
+    this->start(start_of);
+  }
+
+  ONNX_MOE_INLINE inline void totals(Ints (&total)[RowCount][kVectors]) const {
+    for (int m = 0; m < RowCount; ++m) {
+      for (int v = 0; v < kVectors; ++v) {
+        const Ints sum = Isa::add_words(this->sums_[m][v]);
+        total[m][v] = first_ ? sum : Isa::add_ints(Isa::shift_limb(higher_[m][v]), sum);
+      }
+    }
+  }
+
+ private:
+  Ints higher_[RowCount][kVectors];
+  bool first_ = true;
 };
 
 // A vector is two weight rows × eight columns, or two activation rows × eight columns, or 2 × 2 sums. An odd last
@@ -66,7 +95,8 @@ class MatrixSums {
     for_each([](Ints& sum) { sum = Isa::zero_ints(); });
   }
 
-  ONNX_MOE_INLINE inline void shift_limb() {
+  template <typename StartOf>
+  ONNX_MOE_INLINE inline void next_limb(const StartOf&) {
     for_each([](Ints& sum) { sum = Isa::shift_limb(sum); });
   }
 

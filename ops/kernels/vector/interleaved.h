@@ -77,6 +77,8 @@ class InterleavedStream {
   static constexpr int64_t kLineBytes = 4 * kGroupRows;
   static constexpr int kSecondCache = 2;
   static constexpr bool kBiased = Isa::kWeightBias != 0;
+  // With one limb sums start at the bias; with more they would be shifted, but for those of words.
+  static constexpr bool kStartsBiased = Isa::kWordSums || (kBiased && Limbs == 1);
   // Columns that are summed by themselves: one sum over all of them would gather rounding errors.
   static constexpr int64_t kSumColumns = 512;
 
@@ -103,7 +105,7 @@ class InterleavedStream {
   template <Format kFormat>
   static void multiply_tile(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
     const GroupOrder order(operands, tile);
-    const bool rows_fit = kFormat == Format::kMxfp4 && rows.count > kFewRows && all_fit<Limbs>(operands, rows);
+    const bool rows_fit = kFormat == Format::kMxfp4 && rows.count > kFewRows && all_fit<Isa, Limbs>(operands, rows);
     for (int64_t index = 0; index < order.count(); ++index) {
       const Weights weights{order.at(index), order.ahead(index), operands.scale_row_bytes() * kGroupRows,
                             __builtin_ctzll(static_cast<uint64_t>(operands.format.block_size)), true};
@@ -164,27 +166,45 @@ class InterleavedStream {
     const int64_t offset = column * (kLineBytes / 8);
     if (weights.fetches) fetch_columns<kFormat, kLines>(weights, column);
     if constexpr (RowCount * Limbs == 1 && kFormat != Format::kNvfp4) Isa::pace();  // nvfp4's scales are work enough
-    Ints even[kLines];
-    Ints odd[kLines];
-    unroll<kLines>([&](auto line) ONNX_MOE_INLINE {
-      const Ints codes = Isa::load_ints(weights.group.codes + offset + line * kLineBytes);
+    const Scales scales(weights.group.scales + scales_offset<kFormat>(weights, column));
+    Ints total[RowCount];
+    if constexpr (Isa::kRegisters < 32) {
+      sum_by_lines<kLines, RowCount>(weights.group.codes + offset, x, total);
+    } else {
+      sum_by_limbs<kLines, RowCount>(weights.group.codes + offset, x, total);
+    }
+    unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
+      if constexpr (kBiased && !kStartsBiased) {
+        total[m] = Isa::add_ints(total[m], Isa::broadcast_dword(x.digits[m] + Chunk::group_start(0)));
+      }
+      sum[m] = scales.add(Isa::to_float(total[m]), x.digits[m] + Chunk::kScales, sum[m]);
+    });
+  }
+
+  // Σ code · v of the columns of `Lines` vectors. All codes wait in registers while limb after limb is multiplied.
+  template <int Lines, int RowCount>
+  ONNX_MOE_INLINE static void sum_by_limbs(const uint8_t* source, const Activations<RowCount>& x,
+                                           Ints (&total)[RowCount]) {
+    Ints even[Lines];
+    Ints odd[Lines];
+    unroll<Lines>([&](auto line) ONNX_MOE_INLINE {
+      const Ints codes = Isa::load_ints(source + line * kLineBytes);
       even[line] = Isa::low_codes(codes);
       odd[line] = Isa::high_codes(codes);
     });
-    const Scales scales(weights.group.scales + scales_offset<kFormat>(weights, column));
     // Limbs are summed apart while registers last, so that no product waits for that of another limb.
     constexpr int kSums = RowCount * Limbs <= 3 * Isa::kInterleavedRows / 2 ? Limbs : 1;
     Ints sums[RowCount][kSums];
     unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
       for (Ints& limb : sums[m]) limb = Isa::zero_ints();
-      if constexpr (kBiased && Limbs == 1) sums[m][0] = Isa::broadcast_dword(x.digits[m] + Chunk::kGroupStarts);
+      if constexpr (kStartsBiased) sums[m][0] = Isa::broadcast_dword(x.digits[m] + Chunk::group_start(0));
     });
     unroll<Limbs>([&](auto index) ONNX_MOE_INLINE {
       constexpr int kSum = kSums == 1 ? 0 : index;
       if constexpr (index > 0 && kSums == 1) {
         unroll<RowCount>([&](auto m) ONNX_MOE_INLINE { sums[m][0] = Isa::shift_limb(sums[m][0]); });
       }
-      unroll<2 * kLines>([&](auto half) ONNX_MOE_INLINE {
+      unroll<2 * Lines>([&](auto half) ONNX_MOE_INLINE {
         constexpr int64_t kOffset = (Limbs - 1 - index) * kChunk + half / 2 * 4 + half % 2 * (kChunk / 2);
         const Ints codes = half % 2 == 0 ? even[half / 2] : odd[half / 2];
         unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
@@ -192,17 +212,45 @@ class InterleavedStream {
         });
       });
     });
-    Ints total[RowCount];
     unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
       total[m] = sums[m][0];
       for (int limb = 1; limb < kSums; ++limb) total[m] = Isa::add_ints(Isa::shift_limb(total[m]), sums[m][limb]);
     });
+  }
+
+  // The same where registers hold no more than the sums: one line's codes at a time.
+  template <int Lines, int RowCount>
+  ONNX_MOE_INLINE static void sum_by_lines(const uint8_t* source, const Activations<RowCount>& x,
+                                           Ints (&total)[RowCount]) {
+    Ints sums[RowCount][Limbs];
     unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
-      if constexpr (kBiased && Limbs > 1) {
-        total[m] = Isa::add_ints(total[m], Isa::broadcast_dword(x.digits[m] + Chunk::kGroupStarts));
-      }
-      sum[m] = scales.add(Isa::to_float(total[m]), x.digits[m] + Chunk::kScales, sum[m]);
+      unroll<Limbs>([&](auto limb) ONNX_MOE_INLINE {
+        sums[m][limb] = kStartsBiased ? Isa::broadcast_dword(x.digits[m] + Chunk::group_start(limb)) : Isa::zero_ints();
+      });
     });
+    unroll<Lines>([&](auto line) ONNX_MOE_INLINE {
+      const Ints codes = Isa::load_ints(source + line * kLineBytes);
+      const Ints halves[2] = {Isa::low_codes(codes), Isa::high_codes(codes)};
+      unroll<2>([&](auto half) ONNX_MOE_INLINE {
+        unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
+          unroll<Limbs>([&](auto limb) ONNX_MOE_INLINE {
+            constexpr int64_t kOffset = limb * kChunk + line * 4 + half * (kChunk / 2);
+            sums[m][limb] = Isa::dot_dword(sums[m][limb], halves[half], x.digits[m] + kOffset);
+          });
+        });
+      });
+    });
+    unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
+      total[m] = total_of(sums[m][Limbs - 1]);
+      unroll<Limbs - 1>([&](auto index) ONNX_MOE_INLINE {
+        total[m] = Isa::add_ints(Isa::shift_limb(total[m]), total_of(sums[m][Limbs - 2 - index]));
+      });
+    });
+  }
+
+  ONNX_MOE_INLINE static Ints total_of(Ints sum) {
+    if constexpr (Isa::kWordSums) return Isa::add_words(sum);
+    return sum;
   }
 
   template <Format kFormat, int Lines>

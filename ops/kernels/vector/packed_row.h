@@ -7,7 +7,10 @@
 // nibbles), then 64 of odd ones, for each limb; after them come, for each lane of eight columns, the start of its sum
 // and its scale. Kernels that multiply unsigned weights (code + kWeightBias) start at −kWeightBias · Σ v. The starts
 // of whole groups follow the last chunk, and after them whether the row's scales fit (below). For interleaved weights,
-// whose lanes are weight rows, the start of a group also lies beside its scale, in place of the second lane's.
+// whose lanes are weight rows, the start of a group also lies in its lanes' places, beside its scale.
+//
+// Without an instruction for dot products, sums are words, two a lane (Isa::kWordSums): products of 32 columns and a
+// limb fit, if they start there at −kWeightBias · Σ digits. A group then has such a start for each limb.
 #pragma once
 
 #include <algorithm>
@@ -46,9 +49,16 @@ struct PackedChunk {
   static constexpr int64_t kDigits = 0;  // limb 0 is the lowest
   static constexpr int64_t kStarts = Limbs * kChunk;
   static constexpr int64_t kScales = kStarts + kLanesPerChunk * 4;
-  static constexpr int64_t kGroupStarts = kScales + 4;  // for interleaved weights
   static constexpr int64_t kBytes = kScales + kLanesPerChunk * 4;
+
+  // For interleaved weights: where the first group's start lies, that of limb `limb`. Of the lanes' scales just the
+  // first one is read there, and of their starts none.
+  static constexpr int64_t group_start(int limb) { return limb == 0 ? kScales + 4 : kStarts + 4 * (limb - 1); }
 };
+
+// Starts of a group, in dwords.
+template <typename Isa, int Limbs>
+constexpr int kStartsPerGroup = Isa::kWordSums ? Limbs : 1;
 
 inline int64_t chunk_count(const Operands& operands) { return (operands.depth + kChunk - 1) / kChunk; }
 
@@ -58,25 +68,26 @@ int64_t group_starts_offset(const Operands& operands) {
 }
 
 // Of an int32: 1 where all scales of the row fit, 0 otherwise.
-template <int Limbs>
+template <typename Isa, int Limbs>
 int64_t fitting_offset(const Operands& operands) {
   const int64_t groups = chunk_count(operands) * kChunk / group_size(operands);
-  return group_starts_offset<Limbs>(operands) + groups * 4;
+  return group_starts_offset<Limbs>(operands) + groups * 4 * kStartsPerGroup<Isa, Limbs>;
 }
 
-template <int Limbs>
+template <typename Isa, int Limbs>
 int64_t packed_row_bytes(const Operands& operands) {
-  return (fitting_offset<Limbs>(operands) + 4 + 63) / 64 * 64;
+  return (fitting_offset<Isa, Limbs>(operands) + 4 + 63) / 64 * 64;
 }
 
-inline int64_t packed_bytes(const Operands& operands) {
+template <typename Isa>
+int64_t packed_bytes(const Operands& operands) {
   switch (limbs_of(operands.precision)) {
     case 3:
-      return packed_row_bytes<3>(operands);
+      return packed_row_bytes<Isa, 3>(operands);
     case 2:
-      return packed_row_bytes<2>(operands);
+      return packed_row_bytes<Isa, 2>(operands);
     default:
-      return packed_row_bytes<1>(operands);
+      return packed_row_bytes<Isa, 1>(operands);
   }
 }
 
@@ -147,7 +158,15 @@ ONNX_MOE_INLINE inline void split_limbs(int32_t* values, uint8_t* digits) {
   }
 }
 
-// Σ over eight columns a lane of code · v: `even` and `odd` are a vector's codes, `x` its place in the chunk.
+// `sum` and the products of eight columns a lane with a limb: `even` and `odd` are a vector's codes.
+template <typename Isa>
+ONNX_MOE_INLINE inline typename Isa::Ints dot_limb(typename Isa::Ints sum, const typename Isa::Ints& even,
+                                                   const typename Isa::Ints& odd, const uint8_t* digits) {
+  sum = Isa::dot(sum, even, Isa::load_ints(digits));
+  return Isa::dot(sum, odd, Isa::load_ints(digits + kChunk / 2));
+}
+
+// Σ over eight columns a lane of code · v, from `start` on; `x` is the vector's place in the chunk.
 template <typename Isa, int Limbs>
 ONNX_MOE_INLINE inline typename Isa::Ints dot_limbs(typename Isa::Ints start, const typename Isa::Ints& even,
                                                     const typename Isa::Ints& odd, const uint8_t* x) {
@@ -155,18 +174,26 @@ ONNX_MOE_INLINE inline typename Isa::Ints dot_limbs(typename Isa::Ints start, co
   unroll<Limbs>([&](auto index) ONNX_MOE_INLINE {
     const uint8_t* digits = x + (Limbs - 1 - index) * kChunk;
     if constexpr (index > 0) sum = Isa::shift_limb(sum);
-    sum = Isa::dot(sum, even, Isa::load_ints(digits));
-    sum = Isa::dot(sum, odd, Isa::load_ints(digits + kChunk / 2));
+    if constexpr (Isa::kWordSums) {  // eight columns fit wherever they start
+      sum = Isa::add_ints(sum, Isa::add_words(dot_limb<Isa>(Isa::zero_ints(), even, odd, digits)));
+    } else {
+      sum = dot_limb<Isa>(sum, even, odd, digits);
+    }
   });
   return sum;
 }
 
-// Where the lanes' sums start, and those of groups of lanes.
-template <typename Isa, int Limbs>
-ONNX_MOE_INLINE inline void store_starts(uint8_t* chunk, int32_t* groups, int lanes_per_group) {
+template <typename Isa>
+ONNX_MOE_INLINE inline typename Isa::Ints weight_biases() {
   alignas(64) uint8_t bias[4 * Isa::kLanes];
   std::memset(bias, Isa::kWeightBias, sizeof bias);
-  const typename Isa::Ints biases = Isa::load_ints(bias);
+  return Isa::load_ints(bias);
+}
+
+// Where the lanes' sums start.
+template <typename Isa, int Limbs>
+ONNX_MOE_INLINE inline void store_starts(uint8_t* chunk) {
+  const typename Isa::Ints biases = weight_biases<Isa>();
   alignas(64) int32_t starts[kLanesPerChunk];
   for (int64_t lane = 0; lane < kLanesPerChunk; lane += Isa::kLanes) {
     Isa::store_ints(reinterpret_cast<uint8_t*>(starts + lane),
@@ -174,6 +201,13 @@ ONNX_MOE_INLINE inline void store_starts(uint8_t* chunk, int32_t* groups, int la
   }
   for (int32_t& start : starts) start = -start;
   std::memcpy(chunk + PackedChunk<Limbs>::kStarts, starts, sizeof starts);
+}
+
+// Where the sums of groups of lanes start: of all limbs together, from those of the lanes.
+template <int Limbs>
+ONNX_MOE_INLINE inline void sum_group_starts(const uint8_t* chunk, int lanes_per_group, int32_t* groups) {
+  int32_t starts[kLanesPerChunk];
+  std::memcpy(starts, chunk + PackedChunk<Limbs>::kStarts, sizeof starts);
   for (int lane = 0; lane < kLanesPerChunk; lane += lanes_per_group) {
     int32_t sum = 0;
     for (int i = 0; i < lanes_per_group; ++i) sum += starts[lane + i];
@@ -181,12 +215,37 @@ ONNX_MOE_INLINE inline void store_starts(uint8_t* chunk, int32_t* groups, int la
   }
 }
 
+// The same of each limb, where sums are words: both halves of a dword.
+template <typename Isa, int Limbs>
+ONNX_MOE_INLINE inline void sum_group_words(const uint8_t* chunk, int lanes_per_group, int32_t* groups) {
+  const typename Isa::Ints biases = weight_biases<Isa>();
+  alignas(64) int16_t words[Limbs][kLanesPerChunk][2];
+  for (int limb = 0; limb < Limbs; ++limb) {
+    for (int64_t lane = 0; lane < kLanesPerChunk; lane += Isa::kLanes) {
+      Isa::store_ints(reinterpret_cast<uint8_t*>(words[limb][lane]),
+                      dot_limb<Isa>(Isa::zero_ints(), biases, biases, chunk + limb * kChunk + 4 * lane));
+    }
+  }
+  for (int lane = 0; lane < kLanesPerChunk; lane += lanes_per_group) {
+    for (int limb = 0; limb < Limbs; ++limb) {
+      int16_t start[2] = {0, 0};
+      for (int i = 0; i < lanes_per_group; ++i) {
+        for (int half = 0; half < 2; ++half) {
+          start[half] = static_cast<int16_t>(start[half] - words[limb][lane + i][half]);
+        }
+      }
+      std::memcpy(groups++, start, sizeof start);
+    }
+  }
+}
+
 template <typename Isa, int Limbs>
 void pack_row(const Operands& operands, const float* row, uint8_t* packed) {
   using Chunk = PackedChunk<Limbs>;
+  constexpr int kStarts = kStartsPerGroup<Isa, Limbs>;
   const auto lanes_per_group = static_cast<int>(group_size(operands) / 8);
   auto* groups = reinterpret_cast<int32_t*>(packed + group_starts_offset<Limbs>(operands));
-  auto* fitting = reinterpret_cast<int32_t*>(packed + fitting_offset<Limbs>(operands));
+  auto* fitting = reinterpret_cast<int32_t*>(packed + fitting_offset<Isa, Limbs>(operands));
   bool fit = true;
   for (int64_t first = 0; first < operands.depth; first += kChunk, packed += Chunk::kBytes) {
     alignas(64) float last[kChunk];
@@ -200,21 +259,26 @@ void pack_row(const Operands& operands, const float* row, uint8_t* packed) {
     alignas(64) int32_t quantised[kChunk];
     fit &= quantise_chunk<Limbs>(values, quantised, reinterpret_cast<float*>(packed + Chunk::kScales));
     split_limbs<Limbs>(quantised, packed);
-    store_starts<Isa, Limbs>(packed, groups, lanes_per_group);
-    if (operands.layout == WeightLayout::kInterleaved) {
-      for (int lane = 0; lane < kLanesPerChunk; lane += lanes_per_group) {
-        std::memcpy(packed + Chunk::kGroupStarts + 4 * lane, groups + lane / lanes_per_group, sizeof *groups);
+    store_starts<Isa, Limbs>(packed);
+    if constexpr (Isa::kWordSums) {
+      sum_group_words<Isa, Limbs>(packed, lanes_per_group, groups);
+    } else {
+      sum_group_starts<Limbs>(packed, lanes_per_group, groups);
+    }
+    for (int lane = 0; lane < kLanesPerChunk; lane += lanes_per_group, groups += kStarts) {
+      if (operands.layout != WeightLayout::kInterleaved) continue;
+      for (int start = 0; start < kStarts; ++start) {
+        std::memcpy(packed + Chunk::group_start(start) + 4 * lane, groups + start, sizeof *groups);
       }
     }
-    groups += kLanesPerChunk / lanes_per_group;
   }
   *fitting = fit ? 1 : 0;
 }
 
 // Whether the scales of all rows fit.
-template <int Limbs>
+template <typename Isa, int Limbs>
 bool all_fit(const Operands& operands, const Rows& rows) {
-  const int64_t offset = fitting_offset<Limbs>(operands);
+  const int64_t offset = fitting_offset<Isa, Limbs>(operands);
   return std::all_of(rows.packed, rows.packed + rows.count, [&](const uint8_t* packed) {
     int32_t fit;
     std::memcpy(&fit, packed + offset, sizeof fit);

@@ -39,14 +39,24 @@ struct FloatPanel {
                                        int64_t columns, Vector (&sum)[RowCount][kVectors], PanelFetch& fetch) const {
     const float* x[RowCount];
     for (int m = 0; m < RowCount; ++m) x[m] = rows.values[first_row + m] + start;
-    for (int64_t column = 0; column < columns; ++column) {
-      if (column % kUnit == 0) fetch.fetch_some();
-      Vector w[kVectors];
-      for (int v = 0; v < kVectors; ++v) w[v] = Isa::load(weights + (column * kVectors + v) * Isa::kLanes);
-      for (int m = 0; m < RowCount; ++m) {
-        const Vector value = Isa::broadcast(x[m] + column);
-        for (int v = 0; v < kVectors; ++v) sum[m][v] = Isa::multiply_add(value, w[v], sum[m][v]);
+    for (int64_t unit = 0; unit < columns; unit += kUnit) {
+      fetch.fetch_some();
+      // Sums of a unit's own: those of the caller are in memory, where the call before leaves them.
+      Vector part[RowCount][kVectors];
+      unroll<RowCount>(
+          [&](auto m) ONNX_MOE_INLINE { unroll<kVectors>([&](auto v) ONNX_MOE_INLINE { part[m][v] = sum[m][v]; }); });
+      const int64_t end = std::min(unit + kUnit, columns);
+      for (int64_t column = unit; column < end; ++column) {
+        Vector w[kVectors];
+        unroll<kVectors>([&](auto v)
+                             ONNX_MOE_INLINE { w[v] = Isa::load(weights + (column * kVectors + v) * Isa::kLanes); });
+        unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
+          const Vector value = Isa::broadcast(x[m] + column);
+          unroll<kVectors>([&](auto v) ONNX_MOE_INLINE { part[m][v] = Isa::multiply_add(value, w[v], part[m][v]); });
+        });
       }
+      unroll<RowCount>(
+          [&](auto m) ONNX_MOE_INLINE { unroll<kVectors>([&](auto v) ONNX_MOE_INLINE { sum[m][v] = part[m][v]; }); });
     }
   }
 };
@@ -62,8 +72,13 @@ struct IntPanel {
   static constexpr int kMostRows = Isa::kIntRows;
   static constexpr int64_t kVectorBytes = 4 * Isa::kLanes;
   static constexpr bool kBiased = Isa::kWeightBias != 0;
+  // With one limb the sum starts there; with more it would be shifted, but for those of words.
+  static constexpr bool kStartsBiased = Isa::kWordSums || (kBiased && Limbs == 1);
+  static constexpr int kStarts = kStartsPerGroup<Isa, Limbs>;
   template <int RowCount>
-  using Sums = std::conditional_t<Isa::kMatrixDot, MatrixSums<Isa, RowCount>, DotSums<Isa, RowCount>>;
+  using Sums =
+      std::conditional_t<Isa::kMatrixDot, MatrixSums<Isa, RowCount>,
+                         std::conditional_t<Isa::kWordSums, WordSums<Isa, RowCount, Limbs>, DotSums<Isa, RowCount>>>;
 
   alignas(64) uint8_t weights[kColumns / 4 * kVectors * kVectorBytes];
   PanelScales<Isa, kColumns> scales;
@@ -99,19 +114,22 @@ struct IntPanel {
       const int64_t position = start + column;
       const int64_t chunk = position / kChunk * Chunk::kBytes;
       const int64_t digits = chunk + position % kChunk / 2;
+      const auto start_of = [&](int m, int limb) ONNX_MOE_INLINE {
+        return Isa::broadcast_dword(packed[m] + group_starts + (position / GroupSize * kStarts + limb) * 4);
+      };
       Sums<RowCount> sums;
-      const auto start_of = [&](int m) { return packed[m] + group_starts + position / GroupSize * 4; };
-      sums.start([&](int m) { return kBiased && Limbs == 1 ? Isa::broadcast_dword(start_of(m)) : Isa::zero_ints(); });
+      sums.start([&](int m) { return kStartsBiased ? start_of(m, Limbs - 1) : Isa::zero_ints(); });
       unroll<Limbs>([&](auto index) ONNX_MOE_INLINE {
-        if constexpr (index > 0) sums.shift_limb();
+        constexpr int kLimb = Limbs - 1 - index;
+        if constexpr (index > 0) sums.next_limb([&](int m) { return start_of(m, kLimb); });
         const uint8_t* w = reload(weights + column / 4 * kVectors * kVectorBytes);
-        sums.template add<GroupSize>(w, packed, digits + (Limbs - 1 - index) * kChunk);
+        sums.template add<GroupSize>(w, packed, digits + kLimb * kChunk);
       });
       Ints total[RowCount][kVectors];
       sums.totals(total);
-      if constexpr (kBiased && Limbs > 1) {
+      if constexpr (kBiased && !kStartsBiased) {
         for (int m = 0; m < RowCount; ++m) {
-          const Ints start_sum = Isa::broadcast_dword(start_of(m));
+          const Ints start_sum = start_of(m, 0);
           for (int v = 0; v < kVectors; ++v) total[m][v] = Isa::add_ints(total[m][v], start_sum);
         }
       }

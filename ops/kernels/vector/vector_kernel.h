@@ -42,9 +42,9 @@ struct VectorKernel {
   }
 
   static constexpr Kernel make(const char* name, bool (*supported)()) {
-    return {name,          supported,    packed_bytes,    forms,
-            pack_integers, fp4_products, kNarrowProducts, PlainProducts<Isa>::multiply,
-            finish,        combine,      widen<Isa>,      narrow<Isa>};
+    return {name,          supported,    packed_bytes<Isa>, forms,
+            pack_integers, fp4_products, kNarrowProducts,   PlainProducts<Isa>::multiply,
+            finish,        combine,      widen<Isa>,        narrow<Isa>};
   }
 
  private:

@@ -16,6 +16,7 @@ struct Avx2 {
   typedef uint32_t Words __attribute__((vector_size(32)));
   typedef float Floats __attribute__((vector_size(32)));
   static constexpr int kLanes = 8;
+  static constexpr int kRegisters = 16;
   static constexpr int kStreamRows = 2;
   static constexpr int kPanelVectors = 2;
   static constexpr int kFloatRows = 6;  // 6 × 2 sums in 16 registers
@@ -27,8 +28,10 @@ struct Avx2 {
   static constexpr int kWeightBias = 12;  // vpmaddubsw and vpdpbusd multiply unsigned bytes by signed ones
 #ifdef __AVXVNNI__
   static constexpr bool kFastDot = true;
+  static constexpr bool kWordSums = false;
 #else
   static constexpr bool kFastDot = false;
+  static constexpr bool kWordSums = true;
 #endif
 
   static Vector zero() { return _mm256_setzero_ps(); }
@@ -75,15 +78,19 @@ struct Avx2 {
   static Ints low_codes(Ints codes) { return look_up(codes); }
   static Ints high_codes(Ints codes) { return look_up(_mm256_srli_epi16(codes, 4)); }
 
-  // acc + Σ of four products, unsigned weights by signed activations, in each lane.
+  // acc + Σ of four products, unsigned weights by signed activations, in each lane; of two in each word (kWordSums).
   static Ints dot(Ints acc, Ints weights, Ints x) {
 #ifdef __AVXVNNI__
     return _mm256_dpbusd_avx_epi32(acc, weights, x);
 #else
     const __m256i pairs = _mm256_maddubs_epi16(weights, x);  // at most 2 · 24 · 128: no saturation
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    // Not _mm256_add_epi16: GCC would sum in another order, which takes more registers than there are.
+    __asm__("vpaddw %1, %0, %0" : "+x"(acc) : "x"(pairs));
+    return acc;
 #endif
   }
+  // Of words: Σ of the two in each lane.
+  static Ints add_words(Ints v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
 
   static Ints dot_dword(Ints acc, Ints weights, const uint8_t* x) { return dot(acc, weights, broadcast_dword(x)); }
   static void pace() {}  // as avx512.h; not measured here

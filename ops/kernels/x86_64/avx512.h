@@ -17,6 +17,7 @@ struct Avx512 {
   typedef uint32_t Words __attribute__((vector_size(64)));
   typedef float Floats __attribute__((vector_size(64)));
   static constexpr int kLanes = 16;
+  static constexpr int kRegisters = 32;
   static constexpr int kStreamRows = 4;
   static constexpr int kPanelVectors = 2;
   static constexpr int kFloatRows = 8;  // 8 × 2 sums; more rows leave no registers for their addresses
@@ -32,8 +33,10 @@ struct Avx512 {
   static constexpr int kWeightBias = 12;  // vpdpbusd multiplies unsigned bytes by signed ones
 #ifdef __AVX512VNNI__
   static constexpr bool kFastDot = true;
+  static constexpr bool kWordSums = false;
 #else
   static constexpr bool kFastDot = false;
+  static constexpr bool kWordSums = true;
 #endif
 
   static Vector zero() { return _mm512_setzero_ps(); }
@@ -76,15 +79,16 @@ struct Avx512 {
   static Ints low_codes(Ints codes) { return look_up(codes); }
   static Ints high_codes(Ints codes) { return look_up(_mm512_srli_epi16(codes, 4)); }
 
-  // acc + Σ of four products, unsigned weights by signed activations, in each lane.
+  // acc + Σ of four products, unsigned weights by signed activations, in each lane; of two in each word (kWordSums).
   static Ints dot(Ints acc, Ints weights, Ints x) {
 #ifdef __AVX512VNNI__
     return _mm512_dpbusd_epi32(acc, weights, x);
 #else
-    const __m512i pairs = _mm512_maddubs_epi16(weights, x);  // at most 2 · 24 · 128: no saturation
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    return _mm512_add_epi16(acc, _mm512_maddubs_epi16(weights, x));  // at most 2 · 24 · 128: no saturation
 #endif
   }
+  // Of words: Σ of the two in each lane.
+  static Ints add_words(Ints v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
 
   // The same with one dword of activations for all lanes, in one instruction. GCC makes two, with which the loop over
   // interleaved weights reached 84 % of the dot products' rate on an EPYC of 2022 instead of 87.
