@@ -28,8 +28,7 @@ struct Neon {
   static constexpr bool kMatrixDot = false;
   static constexpr int kIntRows = 3;  // 3 × 4 sums of integers, and as many of floats
 #endif
-  static constexpr int kInterleavedRows = 8;
-  static constexpr bool kStreamsAllRows = false;
+  static constexpr int kInterleavedVectors = 1;
   static constexpr int kPlainRows = 4;   // 4 rows × 4 weight rows
   static constexpr int kWeightBias = 0;  // products of signed bytes
 #ifdef __ARM_FEATURE_DOTPROD
@@ -38,6 +37,9 @@ struct Neon {
   static constexpr bool kFastDot = false;
 #endif
   static constexpr bool kWordSums = false;
+
+  static constexpr int interleaved_block(int) { return 8; }
+  static constexpr int64_t interleaved_rows(int limbs, bool) { return limbs == 1 ? 16 : 8; }
 
   static Vector zero() { return vdupq_n_f32(0.0f); }
   static Vector load(const float* p) { return vld1q_f32(p); }

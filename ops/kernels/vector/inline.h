@@ -26,6 +26,12 @@ ONNX_MOE_INLINE inline void unroll(Body&& body) {
   unroll_sequence(body, std::make_integer_sequence<int, Count>{});
 }
 
+template <int Rows, int Columns, typename Body>
+ONNX_MOE_INLINE inline void unroll_matrix(Body&& body) {
+  unroll<Rows>([&](auto row)
+                   ONNX_MOE_INLINE { unroll<Columns>([&](auto column) ONNX_MOE_INLINE { body(row, column); }); });
+}
+
 // The same pointer, as one that the compiler knows nothing about: what was loaded through the other is loaded again
 // instead of being kept in registers that sums need.
 template <typename T>

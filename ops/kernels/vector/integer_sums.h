@@ -16,9 +16,7 @@ class DotSums {
 
   template <typename StartOf>
   ONNX_MOE_INLINE inline void start(const StartOf& start_of) {
-    for (int m = 0; m < RowCount; ++m) {
-      for (int v = 0; v < kVectors; ++v) sums_[m][v] = start_of(m);
-    }
+    unroll_matrix<RowCount, kVectors>([&](auto m, auto v) ONNX_MOE_INLINE { sums_[m][v] = start_of(m); });
   }
 
   // What is there becomes the higher limb of what is added next.
@@ -34,19 +32,19 @@ class DotSums {
   ONNX_MOE_INLINE inline void add(const uint8_t* weights, const uint8_t* const (&packed)[RowCount], int64_t offset) {
     unroll<GroupSize / 4>([&](auto quad) ONNX_MOE_INLINE {
       Ints codes[kVectors];
-      for (int v = 0; v < kVectors; ++v) codes[v] = Isa::load_ints(weights + (quad * kVectors + v) * 4 * Isa::kLanes);
+      unroll<kVectors>([&](auto v) ONNX_MOE_INLINE {
+        codes[v] = Isa::load_ints(weights + (quad * kVectors + v) * 4 * Isa::kLanes);
+      });
       constexpr int64_t kOffset = quad / 2 * 4 + quad % 2 * (kChunk / 2);
-      for (int m = 0; m < RowCount; ++m) {
+      unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
         const Ints x = Isa::broadcast_dword(packed[m] + offset + kOffset);
-        for (int v = 0; v < kVectors; ++v) sums_[m][v] = Isa::dot(sums_[m][v], codes[v], x);
-      }
+        unroll<kVectors>([&](auto v) ONNX_MOE_INLINE { sums_[m][v] = Isa::dot(sums_[m][v], codes[v], x); });
+      });
     });
   }
 
   ONNX_MOE_INLINE inline void totals(Ints (&total)[RowCount][kVectors]) const {
-    for (int m = 0; m < RowCount; ++m) {
-      for (int v = 0; v < kVectors; ++v) total[m][v] = sums_[m][v];
-    }
+    unroll_matrix<RowCount, kVectors>([&](auto m, auto v) ONNX_MOE_INLINE { total[m][v] = sums_[m][v]; });
   }
 
  protected:
@@ -68,12 +66,10 @@ class WordSums : public DotSums<Isa, RowCount> {
   }
 
   ONNX_MOE_INLINE inline void totals(Ints (&total)[RowCount][kVectors]) const {
-    for (int m = 0; m < RowCount; ++m) {
-      for (int v = 0; v < kVectors; ++v) {
-        const Ints sum = Isa::add_words(this->sums_[m][v]);
-        total[m][v] = first_ ? sum : Isa::add_ints(Isa::shift_limb(higher_[m][v]), sum);
-      }
-    }
+    unroll_matrix<RowCount, kVectors>([&](auto m, auto v) ONNX_MOE_INLINE {
+      const Ints sum = Isa::add_words(this->sums_[m][v]);
+      total[m][v] = first_ ? sum : Isa::add_ints(Isa::shift_limb(higher_[m][v]), sum);
+    });
   }
 
  private:

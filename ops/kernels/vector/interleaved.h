@@ -52,9 +52,11 @@ class GroupOrder {
 template <typename Isa, int Limbs>
 class InterleavedStream {
  public:
-  // Activation rows that are worth the path: above, weights that are decoded once for all cost less. Not so where one
-  // lookup decodes a vector: with 32 rows at level 4 the path reached 73 % of the dot products' rate, a panel 64.
-  static constexpr int64_t kMostRows = Isa::kStreamsAllRows ? kMaxRows : (Limbs == 1 ? 2 : 1) * Isa::kInterleavedRows;
+  // Activation rows that are worth the path: above, weights that are decoded once for all cost less.
+  static int64_t most_rows(const Operands& operands) {
+    return Isa::interleaved_rows(Limbs, operands.format.format == Format::kNvfp4);
+  }
+  static constexpr bool kTakesAllRows = Isa::interleaved_rows(Limbs, true) == kMaxRows;
 
   static void multiply(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
     switch (operands.format.format) {
@@ -71,10 +73,13 @@ class InterleavedStream {
   using Vector = typename Isa::Vector;
   using Ints = typename Isa::Ints;
   using Chunk = PackedChunk<Limbs>;
-  static constexpr int kBlockRows = Isa::kInterleavedRows;
+  static constexpr int kBlockRows = Isa::interleaved_block(Limbs);
+  static constexpr int kVectors = Isa::kInterleavedVectors;
   // Memory is the limit of so few rows: to look at a group's scales first (scales_fit) would be to wait for them.
   static constexpr int64_t kFewRows = 2;
   static constexpr int64_t kLineBytes = 4 * kGroupRows;
+  template <Format kFormat>
+  static constexpr int64_t kScaleBytes = kFormat == Format::kFp4 ? 2 : 1;
   static constexpr int kSecondCache = 2;
   static constexpr bool kBiased = Isa::kWeightBias != 0;
   // With one limb sums start at the bias; with more they would be shifted, but for those of words.
@@ -119,17 +124,18 @@ class InterleavedStream {
     }
   }
 
-  // Lane by lane of the group where it has more rows than a vector.
+  // Some vectors of lanes at a time.
   template <Format kFormat, typename Scales>
   static void multiply_group(const Operands& operands, Weights weights, const Rows& rows, const Products& products) {
-    for (int64_t lane = 0; lane < kGroupRows; lane += Isa::kLanes) {
+    constexpr int64_t kStep = kVectors * Isa::kLanes;
+    for (int64_t lane = 0; lane < kGroupRows; lane += kStep) {
       for_row_blocks<kBlockRows>(rows.count, [&](int64_t row, auto count) ONNX_MOE_INLINE {
         multiply_block<kFormat, Scales, decltype(count)::value>(
             operands, weights, rows.packed + row, {products.data + row * products.stride + lane, products.stride, 0});
         weights.fetches = false;
       });
-      weights.group.codes += 4 * Isa::kLanes;
-      weights.group.scales += operands.format.scale_bytes() * Isa::kLanes;
+      weights.group.codes += 4 * kStep;
+      weights.group.scales += operands.format.scale_bytes() * kStep;
     }
   }
 
@@ -140,8 +146,8 @@ class InterleavedStream {
     Activations<RowCount> x;
     std::copy_n(packed, RowCount, x.digits);
     for (int64_t start = 0; start < operands.depth; start += kSumColumns) {
-      Vector sum[RowCount];
-      for (Vector& row : sum) row = Isa::zero();
+      Vector sum[RowCount][kVectors];
+      unroll_matrix<RowCount, kVectors>([&](auto m, auto v) ONNX_MOE_INLINE { sum[m][v] = Isa::zero(); });
       const int64_t end = std::min(start + kSumColumns, operands.depth);
       for (int64_t chunk = start; chunk < end; chunk += kChunk) {
         const int64_t chunk_end = std::min(chunk + kChunk, end);
@@ -151,40 +157,44 @@ class InterleavedStream {
         }
         x.advance(Chunk::kBytes - kChunk / 2);
       }
-      for (int m = 0; m < RowCount; ++m) {
-        float* y = products.data + m * products.stride;
-        Isa::store(y, start == 0 ? sum[m] : Isa::add(Isa::load(y), sum[m]));
-      }
+      unroll_matrix<RowCount, kVectors>([&](auto m, auto v) ONNX_MOE_INLINE {
+        float* y = products.data + m * products.stride + v * Isa::kLanes;
+        Isa::store(y, start == 0 ? sum[m][v] : Isa::add(Isa::load(y), sum[m][v]));
+      });
     }
   }
 
   // Adds the products of columns that share a scale, summed as integers, then scaled by the scales of both sides.
   template <Format kFormat, typename Scales, int RowCount>
   ONNX_MOE_INLINE static void add_columns(const Weights& weights, int64_t column, const Activations<RowCount>& x,
-                                          Vector (&sum)[RowCount]) {
+                                          Vector (&sum)[RowCount][kVectors]) {
     constexpr int kLines = kFormat == Format::kNvfp4 ? 2 : 4;
-    const int64_t offset = column * (kLineBytes / 8);
+    const uint8_t* codes = weights.group.codes + column * (kLineBytes / 8);
+    const uint8_t* scale_codes = weights.group.scales + scales_offset<kFormat>(weights, column);
     if (weights.fetches) fetch_columns<kFormat, kLines>(weights, column);
     if constexpr (RowCount * Limbs == 1 && kFormat != Format::kNvfp4) Isa::pace();  // nvfp4's scales are work enough
-    const Scales scales(weights.group.scales + scales_offset<kFormat>(weights, column));
-    Ints total[RowCount];
-    if constexpr (Isa::kRegisters < 32) {
-      sum_by_lines<kLines, RowCount>(weights.group.codes + offset, x, total);
+    Ints total[RowCount][kVectors];
+    if constexpr (Isa::kRegisters < 32 || Isa::kWordSums) {
+      sum_by_lines<kLines, RowCount>(codes, x, total);
     } else {
-      sum_by_limbs<kLines, RowCount>(weights.group.codes + offset, x, total);
+      static_assert(kVectors == 1, "all codes wait in registers");
+      sum_by_limbs<kLines, RowCount>(codes, x, total);
     }
-    unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
-      if constexpr (kBiased && !kStartsBiased) {
-        total[m] = Isa::add_ints(total[m], Isa::broadcast_dword(x.digits[m] + Chunk::group_start(0)));
-      }
-      sum[m] = scales.add(Isa::to_float(total[m]), x.digits[m] + Chunk::kScales, sum[m]);
+    unroll<kVectors>([&](auto v) ONNX_MOE_INLINE {
+      const Scales scales(scale_codes + v * (Isa::kLanes * kScaleBytes<kFormat>));
+      unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
+        if constexpr (kBiased && !kStartsBiased) {
+          total[m][v] = Isa::add_ints(total[m][v], Isa::broadcast_dword(x.digits[m] + Chunk::group_start(0)));
+        }
+        sum[m][v] = scales.add(Isa::to_float(total[m][v]), x.digits[m] + Chunk::kScales, sum[m][v]);
+      });
     });
   }
 
   // Σ code · v of the columns of `Lines` vectors. All codes wait in registers while limb after limb is multiplied.
   template <int Lines, int RowCount>
   ONNX_MOE_INLINE static void sum_by_limbs(const uint8_t* source, const Activations<RowCount>& x,
-                                           Ints (&total)[RowCount]) {
+                                           Ints (&total)[RowCount][kVectors]) {
     Ints even[Lines];
     Ints odd[Lines];
     unroll<Lines>([&](auto line) ONNX_MOE_INLINE {
@@ -193,7 +203,7 @@ class InterleavedStream {
       odd[line] = Isa::high_codes(codes);
     });
     // Limbs are summed apart while registers last, so that no product waits for that of another limb.
-    constexpr int kSums = RowCount * Limbs <= 3 * Isa::kInterleavedRows / 2 ? Limbs : 1;
+    constexpr int kSums = RowCount * Limbs <= 3 * kBlockRows / 2 ? Limbs : 1;
     Ints sums[RowCount][kSums];
     unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
       for (Ints& limb : sums[m]) limb = Isa::zero_ints();
@@ -213,37 +223,40 @@ class InterleavedStream {
       });
     });
     unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
-      total[m] = sums[m][0];
-      for (int limb = 1; limb < kSums; ++limb) total[m] = Isa::add_ints(Isa::shift_limb(total[m]), sums[m][limb]);
+      total[m][0] = sums[m][0];
+      for (int limb = 1; limb < kSums; ++limb) {
+        total[m][0] = Isa::add_ints(Isa::shift_limb(total[m][0]), sums[m][limb]);
+      }
     });
   }
 
-  // The same where registers hold no more than the sums: one line's codes at a time.
+  // The same where registers hold little more than the sums, or each limb has sums of its own: half of a line's codes
+  // at a time.
   template <int Lines, int RowCount>
   ONNX_MOE_INLINE static void sum_by_lines(const uint8_t* source, const Activations<RowCount>& x,
-                                           Ints (&total)[RowCount]) {
-    Ints sums[RowCount][Limbs];
-    unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
-      unroll<Limbs>([&](auto limb) ONNX_MOE_INLINE {
-        sums[m][limb] = kStartsBiased ? Isa::broadcast_dword(x.digits[m] + Chunk::group_start(limb)) : Isa::zero_ints();
+                                           Ints (&total)[RowCount][kVectors]) {
+    Ints sums[RowCount][Limbs][kVectors];
+    unroll_matrix<RowCount, Limbs>([&](auto m, auto limb) ONNX_MOE_INLINE {
+      for (Ints& sum : sums[m][limb]) {
+        sum = kStartsBiased ? Isa::broadcast_dword(x.digits[m] + Chunk::group_start(limb)) : Isa::zero_ints();
+      }
+    });
+    unroll_matrix<Lines, 2>([&](auto line, auto half) ONNX_MOE_INLINE {
+      Ints codes[kVectors];
+      unroll<kVectors>([&](auto v) ONNX_MOE_INLINE {
+        const Ints both = Isa::load_ints(source + line * kLineBytes + v * (4 * Isa::kLanes));
+        codes[v] = half == 0 ? Isa::low_codes(both) : Isa::high_codes(both);
+      });
+      unroll_matrix<RowCount, Limbs>([&](auto m, auto limb) ONNX_MOE_INLINE {
+        const uint8_t* digits = x.digits[m] + limb * kChunk + line * 4 + half * (kChunk / 2);
+        unroll<kVectors>(
+            [&](auto v) ONNX_MOE_INLINE { sums[m][limb][v] = Isa::dot_dword(sums[m][limb][v], codes[v], digits); });
       });
     });
-    unroll<Lines>([&](auto line) ONNX_MOE_INLINE {
-      const Ints codes = Isa::load_ints(source + line * kLineBytes);
-      const Ints halves[2] = {Isa::low_codes(codes), Isa::high_codes(codes)};
-      unroll<2>([&](auto half) ONNX_MOE_INLINE {
-        unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
-          unroll<Limbs>([&](auto limb) ONNX_MOE_INLINE {
-            constexpr int64_t kOffset = limb * kChunk + line * 4 + half * (kChunk / 2);
-            sums[m][limb] = Isa::dot_dword(sums[m][limb], halves[half], x.digits[m] + kOffset);
-          });
-        });
-      });
-    });
-    unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
-      total[m] = total_of(sums[m][Limbs - 1]);
+    unroll_matrix<RowCount, kVectors>([&](auto m, auto v) ONNX_MOE_INLINE {
+      total[m][v] = total_of(sums[m][Limbs - 1][v]);
       unroll<Limbs - 1>([&](auto index) ONNX_MOE_INLINE {
-        total[m] = Isa::add_ints(Isa::shift_limb(total[m]), total_of(sums[m][Limbs - 2 - index]));
+        total[m][v] = Isa::add_ints(Isa::shift_limb(total[m][v]), total_of(sums[m][Limbs - 2 - index][v]));
       });
     });
   }
@@ -264,8 +277,7 @@ class InterleavedStream {
   // Of the scales of the block that holds `column`, in those of a group.
   template <Format kFormat>
   ONNX_MOE_INLINE static int64_t scales_offset(const Weights& weights, int64_t column) {
-    constexpr int64_t kScaleBytes = kFormat == Format::kFp4 ? 2 : 1;
-    return (column >> weights.block_shift) * (kGroupRows * kScaleBytes);
+    return (column >> weights.block_shift) * (kGroupRows * kScaleBytes<kFormat>);
   }
 };
 

@@ -134,14 +134,14 @@ struct IntPanel {
         }
       }
       const float* scale = scales.at(column);
-      for (int m = 0; m < RowCount; ++m) {
+      unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
         const uint8_t* x_scales = packed[m] + chunk + Chunk::kScales + position % kChunk / 2;
         const Vector x_scale = Isa::broadcast(reinterpret_cast<const float*>(x_scales));
-        for (int v = 0; v < kVectors; ++v) {
+        unroll<kVectors>([&](auto v) ONNX_MOE_INLINE {
           sum[m][v] = Isa::multiply_add(Isa::multiply(Isa::to_float(total[m][v]), x_scale),
                                         Isa::load(scale + v * Isa::kLanes), sum[m][v]);
-        }
-      }
+        });
+      });
     }
   }
 };
@@ -200,17 +200,13 @@ class PanelProducts {
                                                int64_t first_row, int64_t start, int64_t end,
                                                float* const (&targets)[kVectors], int64_t stride, PanelFetch& fetch) {
     Vector sum[RowCount][kVectors];
-    for (int m = 0; m < RowCount; ++m) {
-      for (int v = 0; v < kVectors; ++v) sum[m][v] = Isa::zero();
-    }
+    unroll_matrix<RowCount, kVectors>([&](auto m, auto v) ONNX_MOE_INLINE { sum[m][v] = Isa::zero(); });
     content.template multiply<RowCount>(operands, rows, first_row, start, end - start, sum, fetch);
-    for (int m = 0; m < RowCount; ++m) {
-      for (int v = 0; v < kVectors; ++v) {
-        // A part is summed by itself: one sum over all columns would gather rounding errors.
-        float* target = targets[v] + (first_row + m) * stride;
-        Isa::store(target, start == 0 ? sum[m][v] : Isa::add(Isa::load(target), sum[m][v]));
-      }
-    }
+    unroll_matrix<RowCount, kVectors>([&](auto m, auto v) ONNX_MOE_INLINE {
+      // A part is summed by itself: one sum over all columns would gather rounding errors.
+      float* target = targets[v] + (first_row + m) * stride;
+      Isa::store(target, start == 0 ? sum[m][v] : Isa::add(Isa::load(target), sum[m][v]));
+    });
   }
 };
 

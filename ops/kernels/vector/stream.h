@@ -22,6 +22,8 @@ class Stream {
   // Activation rows that are worth the path: above, decoding a panel for all rows costs less. Measured with AVX-512;
   // with 16 registers, sums of so many rows would not stay in them.
   static constexpr int kMostRows = Isa::kStreamRows < 4 ? (Limbs == 1 ? 4 : 2) : Limbs == 3 ? 4 : Limbs == 2 ? 3 : 6;
+  static int64_t most_rows(const Operands&) { return kMostRows; }
+  static constexpr bool kTakesAllRows = false;
 
   static void multiply(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
     with_constant<kMostRows>(rows.count, [&](auto count) {

@@ -23,8 +23,8 @@ struct VectorKernel {
   static constexpr PackedForms kIntegers = 1;
 
   static PackedForms forms(const Operands& operands, int64_t rows) {
-    const int64_t few =
-        operands.layout == WeightLayout::kRows ? Stream<Isa, 3>::kMostRows : InterleavedStream<Isa, 3>::kMostRows;
+    const int64_t few = operands.layout == WeightLayout::kRows ? Stream<Isa, 3>::most_rows(operands)
+                                                               : InterleavedStream<Isa, 3>::most_rows(operands);
     return Isa::kFastDot || operands.precision != Precision::kFloat || rows <= few ? kIntegers : 0;
   }
 
@@ -62,8 +62,8 @@ struct VectorKernel {
 
   template <typename Few, typename Many>
   static void products_of(const Operands& operands, const Fp4Tile& tile, const Rows& rows, const Products& products) {
-    if constexpr (Few::kMostRows < kMaxRows) {
-      if (rows.count > Few::kMostRows) return Many::multiply(operands, tile, rows, products);
+    if constexpr (!Few::kTakesAllRows) {
+      if (rows.count > Few::most_rows(operands)) return Many::multiply(operands, tile, rows, products);
     }
     Few::multiply(operands, tile, rows, products);
   }

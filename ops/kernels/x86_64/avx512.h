@@ -23,12 +23,7 @@ struct Avx512 {
   static constexpr int kFloatRows = 8;  // 8 × 2 sums; more rows leave no registers for their addresses
   static constexpr bool kMatrixDot = false;
   static constexpr int kIntRows = 6;  // 6 × 2 sums of integers, and as many of floats
-  static constexpr int kInterleavedRows = 10;
-#ifdef __AVX512VBMI__
-  static constexpr bool kStreamsAllRows = true;
-#else
-  static constexpr bool kStreamsAllRows = false;
-#endif
+  static constexpr int kInterleavedVectors = 1;
   static constexpr int kPlainRows = 6;    // 6 rows × 4 weight rows
   static constexpr int kWeightBias = 12;  // vpdpbusd multiplies unsigned bytes by signed ones
 #ifdef __AVX512VNNI__
@@ -37,6 +32,14 @@ struct Avx512 {
 #else
   static constexpr bool kFastDot = false;
   static constexpr bool kWordSums = true;
+#endif
+
+  static constexpr int interleaved_block(int limbs) { return kWordSums && limbs == 3 ? 8 : 10; }
+#ifdef __AVX512VBMI__
+  // One lookup decodes a vector: with 32 rows at level 4 the path reached 73 % of the dot products' rate, a panel 64.
+  static constexpr int64_t interleaved_rows(int, bool) { return kMaxRows; }
+#else
+  static constexpr int64_t interleaved_rows(int limbs, bool) { return limbs == 1 ? 20 : 10; }
 #endif
 
   static Vector zero() { return _mm512_setzero_ps(); }
@@ -84,7 +87,9 @@ struct Avx512 {
 #ifdef __AVX512VNNI__
     return _mm512_dpbusd_epi32(acc, weights, x);
 #else
-    return _mm512_add_epi16(acc, _mm512_maddubs_epi16(weights, x));  // at most 2 · 24 · 128: no saturation
+    const __m512i pairs = _mm512_maddubs_epi16(weights, x);  // at most 2 · 24 · 128: no saturation
+    __asm__("vpaddw %1, %0, %0" : "+v"(acc) : "v"(pairs));   // as avx2.h
+    return acc;
 #endif
   }
   // Of words: Σ of the two in each lane.
