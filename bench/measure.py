@@ -17,6 +17,7 @@ from bench.implementations import (
     Implementation,
     PluginKind,
     Unsupported,
+    is_ours,
     plugin,
     qmoe_fp4,
     qmoe_int4,
@@ -25,13 +26,15 @@ from bench.implementations import (
     weights_file,
 )
 from bench.machine import Limits, Machine
-from bench.shapes import Shape, distinct_experts, draw_calls
+from bench.shapes import Shape, distinct_experts, draw_calls, every_expert
 from onnx_moe.demo.timing import median_seconds
 
 PEERS = ("qmoe-fp4", "qmoe-nvfp4", "qmoe-int4", "torch")
 #: Rounds of a measurement, at the most and at the least, and calls of a burst: fewer where all implementations
 #: together take long. Those of seconds come one by one: the threads of the one before hardly matter.
 _ROUNDS, _LEAST_ROUNDS, _BURST, _BUDGET = 31, 3, 4, 12.0
+#: A peer of whose calls one would take longer, in seconds, is left out from there on.
+_LONGEST_CALL = 60.0
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,26 @@ def measure(
         progress(f"{shape.name}, {threads} thread(s): making the blocks")
         implementations, left_out = _implementations(shape, threads, peers, Path(folder))
         machine = Machine(Path(folder) / weights_file("mxfp4"), threads)
-        (every_expert,) = draw_calls(shape, 16 * shape.num_experts, 1)
         for implementation in implementations:
-            implementation.run(implementation.feed(every_expert))  # reads every page for the first time
+            progress(f"{shape.name}, {threads} thread(s): reading the experts of {implementation.name}")
+            implementation.run(implementation.feed(every_expert(shape)))  # reads every page for the first time
         for tokens in token_counts:
             progress(f"{shape.name}, {threads} thread(s): {tokens} token(s)")
+            for implementation in _too_slow(implementations, results, tokens):
+                implementations.remove(implementation)
+                took = f"a call of {results[-1].tokens} took {results[-1].seconds[implementation.name]:.1f} s"
+                left_out.append(f"{shape.name}: {implementation.name} from {tokens} tokens on: {took}")
             results.append(_measure_tokens(shape, threads, tokens, implementations, machine))
     return results, left_out
+
+
+def _too_slow(implementations: list[Implementation], results: list[Result], tokens: int) -> list[Implementation]:
+    """Peers that would take longer than _LONGEST_CALL by what they took last."""
+    if not results:
+        return []
+    growth = tokens / results[-1].tokens
+    peers = [implementation for implementation in implementations if not is_ours(implementation.name)]
+    return [peer for peer in peers if results[-1].seconds[peer.name] * growth > _LONGEST_CALL]
 
 
 def _implementations(shape: Shape, threads: int, peers: Peers, folder: Path) -> tuple[list[Implementation], list[str]]:

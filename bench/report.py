@@ -51,10 +51,12 @@ def _ratios(result: Result) -> dict[str, float]:
 def _rows(results: list[Result]) -> tuple[list[str], list[list[str]]]:
     """Headings (the token counts) and rows: milliseconds, ratios, shares of the limit."""
     headings = ["", *(str(result.tokens) for result in results)]
-    rows = [[name, *(f"{1e3 * result.seconds[name]:.2f}" for result in results)] for name in results[0].seconds]
-    rows += [
-        [f"**{name}**", *(f"**{_ratios(result)[name]:.2f}×**" for result in results)] for name in _ratios(results[0])
+    rows = [
+        [name, *(f"{1e3 * result.seconds[name]:.2f}" if name in result.seconds else "" for result in results)]
+        for name in results[0].seconds
     ]
+    ratios = [_ratios(result) for result in results]
+    rows += [[f"**{name}**", *(f"**{row[name]:.2f}×**" if name in row else "" for row in ratios)] for name in ratios[0]]
     ours = [name for name in results[0].share if is_ours(name)]
     rows += [[f"share of the limit: {name}", *(f"{result.share[name]:.0%}" for result in results)] for name in ours]
     rows += [["read loop, GB/s", *(f"{result.limits.read / 1e9:.1f}" for result in results)]]
@@ -123,9 +125,10 @@ def chart(results: list[Result], path: Path) -> None:
     for axis, (name, threads, items) in zip(axes.flat, groups, strict=False):
         for implementation in items[0].seconds:
             ours = is_ours(implementation)
+            measured = [result for result in items if implementation in result.seconds]
             axis.plot(
-                [result.tokens for result in items],
-                [result.tokens / result.seconds[implementation] for result in items],
+                [result.tokens for result in measured],
+                [result.tokens / result.seconds[implementation] for result in measured],
                 marker="o" if ours else ".",
                 linewidth=2.2 if ours else 1.1,
                 linestyle="-" if ours else "--",

@@ -64,6 +64,17 @@ def draw_calls(shape: Shape, tokens: int, count: int) -> list[Call]:
     return calls
 
 
+def every_expert(shape: Shape) -> Call:
+    """A call that reads each expert, once but for the last token's."""
+    tokens = -(-shape.num_experts // shape.top_k)
+    ids = (np.arange(tokens * shape.top_k) % shape.num_experts).reshape(tokens, shape.top_k)
+    keys = np.zeros((tokens, shape.num_experts), np.float32)
+    np.put_along_axis(keys, ids, 1.0, axis=1)
+    x = np.zeros((tokens, shape.hidden_size), np.float32)
+    x[:, : shape.num_experts] = keys
+    return Call(x, ids.astype(np.int32), keys)
+
+
 def distinct_experts(calls: list[Call]) -> float:
     """Mean number of experts that a call reads."""
     return float(np.mean([np.unique(call.expert_ids).size for call in calls]))

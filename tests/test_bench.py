@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 
 from bench.implementations import PluginKind, plugin, random_weights
-from bench.shapes import Shape, draw_calls
+from bench.shapes import Shape, draw_calls, every_expert
 
 ROOT = Path(__file__).resolve().parents[1]
 
 PROGRAM = """
 import sys
 from pathlib import Path
+import bench.measure
 import bench.shapes
 from bench.shapes import Shape
+bench.measure._LONGEST_CALL = float(sys.argv[3])
 bench.shapes.SHAPES["tiny"] = Shape("tiny", 4, 2, 256, 128)
 from bench.moe import main
 main(shapes="tiny", tokens="1,9", threads="1", peers=sys.argv[2], output=Path(sys.argv[1]))
@@ -30,7 +32,7 @@ main(shapes="tiny", tokens="1,9", threads="1", peers=sys.argv[2], output=Path(sy
 def test_benchmark(tmp_path: Path) -> None:
     output = tmp_path / "page.md"
     output.write_text("kept\n<!-- measured -->\nstale\n")
-    command = [sys.executable, "-c", PROGRAM, str(output), "all"]
+    command = [sys.executable, "-c", PROGRAM, str(output), "all", "60"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     text = output.read_text()
@@ -45,6 +47,28 @@ def test_benchmark(tmp_path: Path) -> None:
         assert f"| {row} |" in text
     assert "**mxfp4, level 0 vs QMoE mxfp4**" in text
     assert output.with_suffix(".png").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="measures the machine with a C++ program")
+def test_a_peer_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
+    output = tmp_path / "page.md"
+    command = [sys.executable, "-c", PROGRAM, str(output), "torch", "0"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    text = output.read_text()
+    assert "Left out: tiny: Torch bfloat16 from 9 tokens on: a call of 1 took 0.0 s." in text
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert rows["Torch bfloat16"].endswith("|  |")
+    assert not rows["mxfp4, level 0"].endswith("|  |")
+
+
+def test_every_expert_is_read() -> None:
+    for experts, top_k in ((8, 2), (7, 3), (4, 4)):
+        shape = Shape("tiny", experts, top_k, 64, 32)
+        call = every_expert(shape)
+        assert set(call.expert_ids.flat) == set(range(experts))
+        chosen = np.argsort(-call.keys, axis=1)[:, :top_k]
+        np.testing.assert_array_equal(np.sort(chosen), np.sort(call.expert_ids))
 
 
 def test_fused_block_computes_what_two_nodes_do(tmp_path: Path) -> None:
