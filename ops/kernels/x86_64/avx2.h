@@ -33,8 +33,8 @@ struct Avx2 {
   static constexpr bool kWordSums = true;
 #endif
 
-  // 4 × 2 sums of one limb and those of one activation row less or two; the floats wait in memory.
-  static constexpr int interleaved_block(int limbs) { return 5 - limbs; }
+  // 5 × 2 sums of one limb, 3 × 4 of two, 2 × 6 of three; the floats wait in memory.
+  static constexpr int interleaved_block(int limbs) { return limbs == 1 ? 5 : 5 - limbs; }
   // Measured on an EPYC of 2021: integers without panels make 96 G products a second at level 4, with 32 rows a panel
   // 88; at level 0 36, a panel of floats 35 with 16 rows and 41 with 32. nvfp4 has twice the sums to scale.
   static constexpr int64_t interleaved_rows(int limbs, bool nvfp4) {
