@@ -158,15 +158,15 @@ ONNX_MOE_INLINE inline void split_limbs(int32_t* values, uint8_t* digits) {
   }
 }
 
-// `sum` and the products of eight columns a lane with a limb: `even` and `odd` are a vector's codes.
+// Where sums are words: products of eight columns a lane with a limb, which fit wherever the sum starts.
 template <typename Isa>
-ONNX_MOE_INLINE inline typename Isa::Ints dot_limb(typename Isa::Ints sum, const typename Isa::Ints& even,
-                                                   const typename Isa::Ints& odd, const uint8_t* digits) {
-  sum = Isa::dot(sum, even, Isa::load_ints(digits));
-  return Isa::dot(sum, odd, Isa::load_ints(digits + kChunk / 2));
+ONNX_MOE_INLINE inline typename Isa::Ints words_of_limb(const typename Isa::Ints& even, const typename Isa::Ints& odd,
+                                                        const uint8_t* digits) {
+  const typename Isa::Ints first = Isa::word_products(even, Isa::load_ints(digits));
+  return Isa::dot(first, odd, Isa::load_ints(digits + kChunk / 2));
 }
 
-// Σ over eight columns a lane of code · v, from `start` on; `x` is the vector's place in the chunk.
+// Σ over eight columns a lane of code · v: `even` and `odd` are a vector's codes, `x` its place in the chunk.
 template <typename Isa, int Limbs>
 ONNX_MOE_INLINE inline typename Isa::Ints dot_limbs(typename Isa::Ints start, const typename Isa::Ints& even,
                                                     const typename Isa::Ints& odd, const uint8_t* x) {
@@ -174,10 +174,11 @@ ONNX_MOE_INLINE inline typename Isa::Ints dot_limbs(typename Isa::Ints start, co
   unroll<Limbs>([&](auto index) ONNX_MOE_INLINE {
     const uint8_t* digits = x + (Limbs - 1 - index) * kChunk;
     if constexpr (index > 0) sum = Isa::shift_limb(sum);
-    if constexpr (Isa::kWordSums) {  // eight columns fit wherever they start
-      sum = Isa::add_ints(sum, Isa::add_words(dot_limb<Isa>(Isa::zero_ints(), even, odd, digits)));
+    if constexpr (Isa::kWordSums) {
+      sum = Isa::add_ints(sum, Isa::add_words(words_of_limb<Isa>(even, odd, digits)));
     } else {
-      sum = dot_limb<Isa>(sum, even, odd, digits);
+      sum = Isa::dot(sum, even, Isa::load_ints(digits));
+      sum = Isa::dot(sum, odd, Isa::load_ints(digits + kChunk / 2));
     }
   });
   return sum;
@@ -223,7 +224,7 @@ ONNX_MOE_INLINE inline void sum_group_words(const uint8_t* chunk, int lanes_per_
   for (int limb = 0; limb < Limbs; ++limb) {
     for (int64_t lane = 0; lane < kLanesPerChunk; lane += Isa::kLanes) {
       Isa::store_ints(reinterpret_cast<uint8_t*>(words[limb][lane]),
-                      dot_limb<Isa>(Isa::zero_ints(), biases, biases, chunk + limb * kChunk + 4 * lane));
+                      words_of_limb<Isa>(biases, biases, chunk + limb * kChunk + 4 * lane));
     }
   }
   for (int lane = 0; lane < kLanesPerChunk; lane += lanes_per_group) {

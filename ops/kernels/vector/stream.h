@@ -19,9 +19,15 @@ constexpr int kSecondCache = 2;
 template <typename Isa, int Limbs>
 class Stream {
  public:
-  // Activation rows that are worth the path: above, decoding a panel for all rows costs less. Measured with AVX-512;
-  // with 16 registers, sums of so many rows would not stay in them.
-  static constexpr int kMostRows = Isa::kStreamRows < 4 ? (Limbs == 1 ? 4 : 2) : Limbs == 3 ? 4 : Limbs == 2 ? 3 : 6;
+  // Activation rows that are worth the path: above, decoding a panel for all rows costs less. Measured with AVX-512,
+  // and with AVX2 on an EPYC of 2021; with 16 registers, sums of so many rows would not stay in them, but panels of
+  // floats (no kFastDot, three limbs) cost more.
+  static constexpr int kMostRows = Isa::kRegisters < 32 ? (Limbs == 1                    ? 3
+                                                           : Limbs == 2 || Isa::kFastDot ? 2
+                                                                                         : 5)
+                                   : Limbs == 3         ? 4
+                                   : Limbs == 2         ? 3
+                                                        : 6;
   static int64_t most_rows(const Operands&) { return kMostRows; }
   static constexpr bool kTakesAllRows = false;
 
@@ -143,8 +149,9 @@ class Stream {
   ONNX_MOE_INLINE static void load_span_scales(const Operands& operands, const WeightRows& weights, int r,
                                                int64_t start, Vector (&scale)[kScaleVectors]) {
     const BlockFormat& format = operands.format;
-    const int64_t first = start / format.block_size;
-    const int64_t blocks = operands.depth / format.block_size;
+    const int block_shift = __builtin_ctzll(static_cast<uint64_t>(format.block_size));
+    const int64_t first = start >> block_shift;
+    const int64_t blocks = operands.depth >> block_shift;
     const uint8_t* source = weights.scales + r * weights.scale_step;
     for (int v = 0; v < kScaleVectors; ++v) {
       const int64_t block = first + v * Isa::kLanes;

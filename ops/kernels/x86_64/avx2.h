@@ -91,12 +91,13 @@ struct Avx2 {
 #ifdef __AVXVNNI__
     return _mm256_dpbusd_avx_epi32(acc, weights, x);
 #else
-    const __m256i pairs = _mm256_maddubs_epi16(weights, x);  // at most 2 · 24 · 128: no saturation
     // Not _mm256_add_epi16: GCC would sum in another order, which takes more registers than there are.
-    __asm__("vpaddw %1, %0, %0" : "+x"(acc) : "x"(pairs));
+    __asm__("vpaddw %1, %0, %0" : "+x"(acc) : "x"(word_products(weights, x)));
     return acc;
 #endif
   }
+  // Σ of two products in each word: at most 2 · 24 · 128, no saturation.
+  static Ints word_products(Ints weights, Ints x) { return _mm256_maddubs_epi16(weights, x); }
   // Of words: Σ of the two in each lane.
   static Ints add_words(Ints v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
 

@@ -87,11 +87,12 @@ struct Avx512 {
 #ifdef __AVX512VNNI__
     return _mm512_dpbusd_epi32(acc, weights, x);
 #else
-    const __m512i pairs = _mm512_maddubs_epi16(weights, x);  // at most 2 · 24 · 128: no saturation
-    __asm__("vpaddw %1, %0, %0" : "+v"(acc) : "v"(pairs));   // as avx2.h
+    __asm__("vpaddw %1, %0, %0" : "+v"(acc) : "v"(word_products(weights, x)));  // as avx2.h
     return acc;
 #endif
   }
+  // Σ of two products in each word: at most 2 · 24 · 128, no saturation.
+  static Ints word_products(Ints weights, Ints x) { return _mm512_maddubs_epi16(weights, x); }
   // Of words: Σ of the two in each lane.
   static Ints add_words(Ints v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
 
