@@ -38,6 +38,7 @@ struct Neon {
 #endif
   static constexpr bool kWordSums = false;
 
+  static constexpr int stream_rows(int limbs) { return limbs == 1 ? 6 : limbs == 2 ? 3 : 4; }
   static constexpr int interleaved_block(int) { return 8; }
   static constexpr int64_t interleaved_rows(int limbs, bool) { return limbs == 1 ? 16 : 8; }
 

@@ -26,6 +26,7 @@ ONNX_MOE_INLINE inline void unroll(Body&& body) {
   unroll_sequence(body, std::make_integer_sequence<int, Count>{});
 }
 
+// Calls body(row, column), both compile-time constants.
 template <int Rows, int Columns, typename Body>
 ONNX_MOE_INLINE inline void unroll_matrix(Body&& body) {
   unroll<Rows>([&](auto row)

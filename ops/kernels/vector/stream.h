@@ -19,15 +19,8 @@ constexpr int kSecondCache = 2;
 template <typename Isa, int Limbs>
 class Stream {
  public:
-  // Activation rows that are worth the path: above, decoding a panel for all rows costs less. Measured with AVX-512,
-  // and with AVX2 on an EPYC of 2021; with 16 registers, sums of so many rows would not stay in them, but panels of
-  // floats (no kFastDot, three limbs) cost more.
-  static constexpr int kMostRows = Isa::kRegisters < 32 ? (Limbs == 1                    ? 3
-                                                           : Limbs == 2 || Isa::kFastDot ? 2
-                                                                                         : 5)
-                                   : Limbs == 3         ? 4
-                                   : Limbs == 2         ? 3
-                                                        : 6;
+  // Activation rows that are worth the path: above, decoding a panel for all rows costs less.
+  static constexpr int kMostRows = Isa::stream_rows(Limbs);
   static int64_t most_rows(const Operands&) { return kMostRows; }
   static constexpr bool kTakesAllRows = false;
 

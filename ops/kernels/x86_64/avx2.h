@@ -33,6 +33,9 @@ struct Avx2 {
   static constexpr bool kWordSums = true;
 #endif
 
+  // Sums of more rows would not stay in registers. But a panel of floats, to which three limbs go where there is no dot
+  // product, takes longer for five rows.
+  static constexpr int stream_rows(int limbs) { return limbs == 1 ? 3 : limbs == 3 && !kFastDot ? 5 : 2; }
   // 5 × 2 sums of one limb, 3 × 4 of two, 2 × 6 of three; the floats wait in memory.
   static constexpr int interleaved_block(int limbs) { return limbs == 1 ? 5 : 5 - limbs; }
   // Measured on an EPYC of 2021: integers without panels make 96 G products a second at level 4, with 32 rows a panel

@@ -34,6 +34,7 @@ struct Avx512 {
   static constexpr bool kWordSums = true;
 #endif
 
+  static constexpr int stream_rows(int limbs) { return limbs == 1 ? 6 : limbs == 2 ? 3 : 4; }
   static constexpr int interleaved_block(int limbs) { return kWordSums && limbs == 3 ? 8 : 10; }
 #ifdef __AVX512VBMI__
   // One lookup decodes a vector: with 32 rows at level 4 the path reached 73 % of the dot products' rate, a panel 64.
