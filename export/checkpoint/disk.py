@@ -70,9 +70,9 @@ class UncachedWriter:
     def __init__(self, path: Path, nbytes: int, buffers: BufferPool) -> None:
         """Makes the file `path` with room for `nbytes`. Raises OSError, also for a disk that is too small."""
         self._buffers = buffers
-        self._cached = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._uncached = open_uncached(path, os.O_RDWR)
+        self._cached = self._uncached = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
+            self._uncached = open_uncached(path, os.O_RDWR)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._cached, 0, nbytes)
             else:
@@ -109,8 +109,8 @@ class UncachedWriter:
         drop_cached(self._cached)
 
     def close(self) -> None:
-        os.close(self._cached)
-        os.close(self._uncached)
+        for descriptor in {self._cached, self._uncached}:
+            os.close(descriptor)
 
 
 def open_uncached(path: Path, flags: int) -> int:

@@ -41,10 +41,6 @@ struct FloatPanel {
     for (int m = 0; m < RowCount; ++m) x[m] = rows.values[first_row + m] + start;
     for (int64_t unit = 0; unit < columns; unit += kUnit) {
       fetch.fetch_some();
-      // Sums of a unit's own: those of the caller are in memory, where the call before leaves them.
-      Vector part[RowCount][kVectors];
-      unroll<RowCount>(
-          [&](auto m) ONNX_MOE_INLINE { unroll<kVectors>([&](auto v) ONNX_MOE_INLINE { part[m][v] = sum[m][v]; }); });
       const int64_t end = std::min(unit + kUnit, columns);
       for (int64_t column = unit; column < end; ++column) {
         Vector w[kVectors];
@@ -52,11 +48,9 @@ struct FloatPanel {
                              ONNX_MOE_INLINE { w[v] = Isa::load(weights + (column * kVectors + v) * Isa::kLanes); });
         unroll<RowCount>([&](auto m) ONNX_MOE_INLINE {
           const Vector value = Isa::broadcast(x[m] + column);
-          unroll<kVectors>([&](auto v) ONNX_MOE_INLINE { part[m][v] = Isa::multiply_add(value, w[v], part[m][v]); });
+          unroll<kVectors>([&](auto v) ONNX_MOE_INLINE { sum[m][v] = Isa::multiply_add(value, w[v], sum[m][v]); });
         });
       }
-      unroll<RowCount>(
-          [&](auto m) ONNX_MOE_INLINE { unroll<kVectors>([&](auto v) ONNX_MOE_INLINE { sum[m][v] = part[m][v]; }); });
     }
   }
 };
