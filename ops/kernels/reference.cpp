@@ -138,6 +138,6 @@ void narrow(ElementType type, const float* source, int64_t count, void* target) 
 
 extern const Kernel kReferenceKernel;
 constexpr Kernel kReferenceKernel = {"reference",     supported,      packed_bytes, forms,   pack,  fp4_products,
-                                 kNarrowProducts, plain_products, finish,       combine, widen, narrow};
+                                     kNarrowProducts, plain_products, finish,       combine, widen, narrow};
 
 }  // namespace onnx_moe

@@ -89,6 +89,19 @@ def test_any_part_of_a_file_is_written(offset: int, size: int, skipped: int, tmp
     assert (tmp_path / "new").read_bytes() == expected.tobytes()
 
 
+def test_a_file_that_opens_once_only_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path, flags: int) -> int:
+        raise OSError("too many open files")
+
+    closed: list[int] = []
+    close = os.close
+    monkeypatch.setattr(disk, "open_uncached", fails)
+    monkeypatch.setattr(os, "close", lambda descriptor: (closed.append(descriptor), close(descriptor)))
+    with pytest.raises(OSError, match="too many open files"):
+        UncachedWriter(tmp_path / "new", _SIZE, BufferPool())
+    assert len(closed) == 1
+
+
 def _shard() -> Shard:
     """Outputs of many sizes with room between them for alignment."""
     shard = Shard()
@@ -103,19 +116,6 @@ class _OneOutput:
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_file_that_opens_once_only_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(path: Path, flags: int) -> int:
-        raise OSError("too many open files")
-
-    closed: list[int] = []
-    close = os.close
-    monkeypatch.setattr(disk, "open_uncached", fails)
-    monkeypatch.setattr(os, "close", lambda descriptor: (closed.append(descriptor), close(descriptor)))
-    with pytest.raises(OSError, match="too many open files"):
-        UncachedWriter(tmp_path / "new", _SIZE, BufferPool())
-    assert len(closed) == 1
-
-
 @pytest.mark.parametrize("waiting", [0, 200_000, 64 << 20])
 @pytest.mark.parametrize("size", [50_021, 150_001, 131_072])
 @pytest.mark.parametrize("order", ["forwards", "backwards", "shuffled"])
