@@ -82,8 +82,7 @@ class InterleavedStream {
   static constexpr int64_t kScaleBytes = kFormat == Format::kFp4 ? 2 : 1;
   static constexpr int kSecondCache = 2;
   static constexpr bool kBiased = Isa::kWeightBias != 0;
-  // With one limb sums start at the bias; with more they would be shifted, but for those of words.
-  static constexpr bool kStartsBiased = Isa::kWordSums || (kBiased && Limbs == 1);
+  static constexpr bool kStartsBiased = kSumsStartBiased<Isa, Limbs>;
   // Columns that are summed by themselves: one sum over all of them would gather rounding errors.
   static constexpr int64_t kSumColumns = 512;
 

@@ -56,6 +56,10 @@ struct PackedChunk {
   static constexpr int64_t group_start(int limb) { return limb == 0 ? kScales + 4 : kStarts + 4 * (limb - 1); }
 };
 
+// Whether sums start there rather than at zero: with more limbs they would be shifted, but for those of words.
+template <typename Isa, int Limbs>
+constexpr bool kSumsStartBiased = Isa::kWordSums || (Isa::kWeightBias != 0 && Limbs == 1);
+
 // Starts of a group, in dwords.
 template <typename Isa, int Limbs>
 constexpr int kStartsPerGroup = Isa::kWordSums ? Limbs : 1;

@@ -66,8 +66,7 @@ struct IntPanel {
   static constexpr int kMostRows = Isa::kIntRows;
   static constexpr int64_t kVectorBytes = 4 * Isa::kLanes;
   static constexpr bool kBiased = Isa::kWeightBias != 0;
-  // With one limb the sum starts there; with more it would be shifted, but for those of words.
-  static constexpr bool kStartsBiased = Isa::kWordSums || (kBiased && Limbs == 1);
+  static constexpr bool kStartsBiased = kSumsStartBiased<Isa, Limbs>;
   static constexpr int kStarts = kStartsPerGroup<Isa, Limbs>;
   template <int RowCount>
   using Sums =
